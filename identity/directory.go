@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -44,8 +45,11 @@ func (d *Directory) Credentials(_ context.Context, device string) (Credentials, 
 	case noKey:
 		keyErr = unusable(keyFile, "missing, though the certificate is there", "put the certificate's private key here, mode 0600")
 	}
-	if err := errors.Join(certErr, keyErr); err != nil {
-		return Credentials{}, fmt.Errorf("identity: device %s: %w", device, err)
+	switch {
+	case certErr != nil && keyErr != nil:
+		return Credentials{}, fmt.Errorf("identity: device %s: %w; and %w", device, certErr, keyErr)
+	case certErr != nil || keyErr != nil:
+		return Credentials{}, fmt.Errorf("identity: device %s: %w", device, cmp.Or(certErr, keyErr))
 	}
 	c, err := parsePair(device, pemFile{certFile, certPEM}, pemFile{keyFile, keyPEM}, time.Now())
 	if err != nil {
