@@ -14,6 +14,16 @@ import (
 // retained, except up/online on a foreign broker.
 var ErrRetained = errors.New("mqtt: retained publish")
 
+// Why Publish dropped a message.
+var (
+	ErrQueueFull = errors.New("mqtt: queue full")
+	ErrAbsent    = errors.New("mqtt: device is not connected")       // a command; state is kept for it
+	ErrOffline   = errors.New("mqtt: not connected to the broker")   // or Run has ended
+	ErrExpired   = errors.New("mqtt: message expired")               // Message.Expires has passed
+	ErrTooLarge  = errors.New("mqtt: message too large")             // also why a publish is Refused
+	ErrTopic     = errors.New("mqtt: device or name makes no topic") // an identifier or a name nobody can have
+)
+
 // A Message is something the gateway publishes: to one device, or, with an
 // empty Device, about itself.
 type Message struct {
