@@ -9,9 +9,12 @@ import (
 	"crypto/tls"
 	"encoding/hex"
 	"hash"
+	"io"
 	"net"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -79,37 +82,52 @@ func (g *Gate) admit(now time.Time) bool {
 
 // A conn replaces the description in the alert that ends a refused handshake:
 // crypto/tls answers every refusal with bad_certificate, Erlang with
-// handshake_failure. Its fields are owned by the goroutine that handshakes.
+// handshake_failure.
 type conn struct {
 	net.Conn
-	secret trafficSecret
-	suite  uint16 // negotiated cipher suite
-	alert  byte   // description to send; 0 until the certificate is refused
+	secret trafficSecret // owned by the goroutine that handshakes
+	suite  uint16        // negotiated cipher suite; owned by the same
+	alert  atomic.Uint32 // description to send; 0 until the certificate is refused
 }
 
 // Write passes records on, but for that one alert.
 func (c *conn) Write(b []byte) (int, error) {
-	if c.alert == 0 {
+	alert := c.alert.Load()
+	if alert == 0 {
 		return c.Conn.Write(b)
 	}
-	out := c.rewrite(b)
+	out := c.rewrite(b, byte(alert))
 	if _, err := c.Conn.Write(out); err != nil {
 		return 0, err
 	}
 	return len(b), nil
 }
 
+// Close ends the connection. After a refusal it reads until the client has gone,
+// for a second at most: closing a TCP socket with unread bytes in it resets the
+// connection, and the reset can overtake the alert.
+func (c *conn) Close() error {
+	if c.alert.Load() != 0 {
+		if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+			half.CloseWrite()
+		}
+		c.Conn.SetReadDeadline(time.Now().Add(time.Second))
+		io.Copy(io.Discard, c.Conn)
+	}
+	return c.Conn.Close()
+}
+
 // rewrite returns the record b with the wanted alert in it, or b itself.
-func (c *conn) rewrite(b []byte) []byte {
+func (c *conn) rewrite(b []byte, alert byte) []byte {
 	const (
 		header   = 5
 		sealed13 = header + 2 + 1 + 16 // alert, inner content type, tag
 	)
 	switch {
 	case len(b) == header+2 && b[0] == 21: // alert, in the clear: TLS 1.2
-		return append(append([]byte{}, b[:header+1]...), c.alert)
+		return append(slices.Clone(b[:header+1]), alert)
 	case len(b) == sealed13 && b[0] == 23: // application_data: TLS 1.3
-		return c.sealAlert(b[:header], b)
+		return c.sealAlert(b, header, alert)
 	}
 	return b
 }
@@ -117,7 +135,7 @@ func (c *conn) rewrite(b []byte) []byte {
 // sealAlert builds the TLS 1.3 record anew (RFC 8446 §5.2): it is the first one
 // under the server's application traffic secret, so its sequence number is 0.
 // Without AES-GCM, which the standard library alone exports, b stays as it is.
-func (c *conn) sealAlert(head, b []byte) []byte {
+func (c *conn) sealAlert(b []byte, header int, alert byte) []byte {
 	keyLen, h := 16, func() hash.Hash { return sha256.New() }
 	switch c.suite {
 	case tls.TLS_AES_128_GCM_SHA256:
@@ -143,7 +161,8 @@ func (c *conn) sealAlert(head, b []byte) []byte {
 		return b
 	}
 	const fatal, contentAlert = 2, 21
-	return gcm.Seal(append([]byte{}, head...), iv, []byte{fatal, c.alert, contentAlert}, head)
+	head := slices.Clone(b[:header])
+	return gcm.Seal(head, iv, []byte{fatal, alert, contentAlert}, b[:header])
 }
 
 // expandLabel is HKDF-Expand-Label with an empty context (RFC 8446 §7.1).

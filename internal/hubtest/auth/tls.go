@@ -63,14 +63,21 @@ func (r *Registry) configFor(base *tls.Config, hello *tls.ClientHelloInfo) *tls.
 			return nil
 		}
 		if c != nil {
-			c.suite, c.alert = cs.CipherSuite, alertHandshakeFailure
-			if errors.Is(err, errLongName) {
-				c.alert = alertCertificateUnknown
-			}
+			c.suite = cs.CipherSuite
+			c.alert.Store(alertFor(err))
 		}
 		return fmt.Errorf("auth: certificate of %q refused: %w", commonName(cs.PeerCertificates[0]), err)
 	}
 	return cfg
+}
+
+// alertFor is handshake_failure for every reason but the one that Erlang meets
+// before it asks NervesHub.
+func alertFor(err error) uint32 {
+	if errors.Is(err, errLongName) {
+		return alertCertificateUnknown
+	}
+	return alertHandshakeFailure
 }
 
 // foreignNames is a pool of names that match no device's issuer: a Go client
