@@ -1,0 +1,350 @@
+package mqtt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"sync"
+	"time"
+
+	paho "github.com/eclipse/paho.mqtt.golang"
+)
+
+const (
+	externalKeepAlive = 30 * time.Second
+	externalPing      = 10 * time.Second // to a PINGRESP, or the connection is dead
+	externalSubscribe = 10 * time.Second // to a SUBACK
+	externalGoodbye   = time.Second      // to the broker's close after DISCONNECT
+	externalWindow    = 32               // messages published and not acknowledged by the broker
+	externalAcks      = 128              // messages accepted and not yet acknowledged to the broker
+	externalClears    = 1024             // clearings under way
+)
+
+// externalLink is one connection to the broker, from CONNECT to its end. A
+// fresh paho client serves each: paho's own reconnecting sleeps where it
+// cannot be interrupted, has no jitter, and sends again what has expired.
+type externalLink struct {
+	e       *External
+	h       Handler
+	ctx     context.Context
+	conn    *externalConn
+	client  paho.Client
+	acks    chan paho.Message // accepted, to be acknowledged
+	lost    chan error        // paho's last word: all its goroutines have ended
+	refused chan error        // what Received returned
+
+	// Owned by run.
+	sent []externalSent // oldest first
+	gone bool           // lost was heard
+
+	// Owned by paho's router, which calls receive.
+	publishes uint64              // how many came
+	stopped   bool                // after a refusal nothing more is taken
+	cleared   map[string]struct{} // topics whose clearing will come back to us
+}
+
+type externalSent struct {
+	externalItem
+	token paho.Token
+}
+
+// serve connects once and serves the connection until it ends. up is how long
+// we were subscribed, 0 for not at all.
+func (e *External) serve(ctx context.Context, h Handler) (up time.Duration, err error) {
+	conn, err := e.dial(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("mqtt: external: dial: %w", err)
+	}
+	l := &externalLink{
+		e: e, h: h, ctx: ctx, conn: conn,
+		acks: make(chan paho.Message, externalAcks), lost: make(chan error, 1), refused: make(chan error, 1),
+		cleared: map[string]struct{}{},
+	}
+	l.client = paho.NewClient(l.options())
+	stop := context.AfterFunc(ctx, func() { conn.end(ctx.Err()) })
+	token := l.client.Connect().(*paho.ConnectToken)
+	<-token.Done() // within externalDial, which paho sets as the deadline
+	stop()
+	if err := token.Error(); err != nil {
+		conn.end(err)
+		return 0, fmt.Errorf("mqtt: external: connect: %w", err)
+	}
+	return l.run(token.SessionPresent())
+}
+
+func (l *externalLink) options() *paho.ClientOptions {
+	c := l.e.c
+	o := paho.NewClientOptions().
+		SetProtocolVersion(4).
+		SetClientID(c.ClientID).SetUsername(c.Username).SetPassword(c.Password).
+		SetCleanSession(false). // the broker keeps what devices publish while we are away
+		SetAutoReconnect(false).SetConnectRetry(false).
+		SetStore(paho.NewOrderedMemoryStore()).
+		SetKeepAlive(externalKeepAlive).SetPingTimeout(externalPing).
+		SetConnectTimeout(externalDial).SetWriteTimeout(externalWrite).
+		SetOrderMatters(true).SetAutoAckDisabled(true).
+		SetDefaultPublishHandler(l.receive).
+		SetConnectionLostHandler(func(_ paho.Client, err error) { l.lost <- err }).
+		SetCustomOpenConnectionFn(func(*url.URL, paho.ClientOptions) (net.Conn, error) { return l.conn, nil })
+	o.Servers = []*url.URL{l.e.broker}
+	if c.Will.Name != "" {
+		o.SetBinaryWill(c.Of(c.Will), c.Will.Payload, 1, true)
+	}
+	return o
+}
+
+// run serves an accepted connection until nothing of it is left.
+func (l *externalLink) run(session bool) (up time.Duration, err error) {
+	var wg sync.WaitGroup
+	done := make(chan struct{})
+	wg.Go(func() { l.acknowledge(done) })
+	if err = l.subscribe(); err == nil {
+		start := time.Now()
+		l.e.log.Info("connected to the broker", "broker", l.e.broker.Redacted(), "session", session)
+		l.e.linkUp()
+		err = l.pump()
+		up = max(time.Since(start), 1)
+	}
+	if why := l.conn.failed(); why != nil {
+		err = fmt.Errorf("mqtt: external: %w", why) // the cause of what paho says
+	}
+	if !l.gone {
+		l.goodbye()
+	}
+	close(done)
+	wg.Wait()
+	var unacked []externalItem
+	for _, s := range l.sent {
+		unacked = append(unacked, s.externalItem)
+	}
+	l.e.linkDown(unacked)
+	return up, err
+}
+
+// subscribe asks for what devices say and for the gateway's own topic, on
+// every connection: the broker may have lost our session, and answers with
+// what is retained (§3.8.4-3).
+func (l *externalLink) subscribe() error {
+	filters := map[string]byte{l.e.c.Prefix + "/+/up/#": 1, l.e.c.Prefix + "/gateway": 1}
+	l.conn.filters.Store(int32(len(filters)))
+	token := l.client.SubscribeMultiple(filters, nil).(*paho.SubscribeToken)
+	select {
+	case <-token.Done():
+	case err := <-l.lost:
+		l.gone = true
+		return fmt.Errorf("mqtt: external: subscribe: %w", err)
+	case err := <-l.refused:
+		return fmt.Errorf("mqtt: external: a message was not accepted: %w", err)
+	case <-l.ctx.Done():
+		return l.ctx.Err()
+	case <-time.After(externalSubscribe):
+		return errors.New("mqtt: external: subscribe: no answer")
+	}
+	if err := token.Error(); err != nil {
+		return fmt.Errorf("mqtt: external: subscribe: %w", err)
+	}
+	granted := token.Result()
+	for filter := range filters {
+		if qos, ok := granted[filter]; !ok || qos > 2 { // 0x80 is failure (§3.9.3)
+			return fmt.Errorf("mqtt: external: subscribe: the broker refuses %s; its ACL must allow it", filter)
+		}
+	}
+	return nil
+}
+
+// pump publishes what is queued until the connection ends, or, after ctx has
+// ended, until nothing is left.
+func (l *externalLink) pump() error {
+	settled := time.NewTimer(externalSettled)
+	defer settled.Stop()
+	end := l.ctx.Done()
+	var flush <-chan time.Time
+	for {
+		if err := l.fill(); err != nil {
+			return err
+		}
+		if flush != nil && len(l.sent) == 0 {
+			return l.ctx.Err()
+		}
+		select {
+		case <-l.oldest():
+			if err := l.sent[0].token.Error(); err != nil {
+				return fmt.Errorf("mqtt: external: publish: %w", err)
+			}
+			l.sent = l.sent[1:]
+		case <-l.e.wake:
+		case <-settled.C:
+			l.e.settled()
+		case err := <-l.refused:
+			return fmt.Errorf("mqtt: external: a message was not accepted: %w", err)
+		case err := <-l.lost:
+			l.gone = true
+			return fmt.Errorf("mqtt: external: %w", err)
+		case <-end:
+			end = nil
+			l.e.close()
+			flush = time.After(externalFlush)
+		case <-flush:
+			return l.ctx.Err()
+		}
+	}
+}
+
+// oldest is ready when the broker has acknowledged the message sent first. A
+// broker acknowledges in the order of publishing (§4.6-2).
+func (l *externalLink) oldest() <-chan struct{} {
+	if len(l.sent) == 0 {
+		return nil
+	}
+	return l.sent[0].token.Done()
+}
+
+// fill publishes while the window allows. paho waits up to externalWrite for
+// the socket, no longer.
+func (l *externalLink) fill() error {
+	for len(l.sent) < externalWindow {
+		it, ok := l.e.take()
+		if !ok {
+			return nil
+		}
+		token := l.client.Publish(it.topic, it.qos, it.Retain, it.Payload)
+		l.sent = append(l.sent, externalSent{it, token})
+		select {
+		case <-token.Done():
+			if err := token.Error(); err != nil {
+				return fmt.Errorf("mqtt: external: publish: %w", err)
+			}
+		default:
+		}
+	}
+	return nil
+}
+
+// goodbye ends the connection from our side. DISCONNECT keeps the broker from
+// publishing the will; the broker then closes (§3.14.4).
+func (l *externalLink) goodbye() {
+	l.conn.disconnect()
+	select {
+	case <-l.lost:
+	case <-time.After(externalGoodbye):
+		l.conn.end(errExternalEnded)
+		<-l.lost
+	}
+	l.gone = true
+}
+
+// acknowledge sends PUBACKs beside the router: were they sent from it, a
+// broker that writes before it reads on would wait for us and we for it.
+func (l *externalLink) acknowledge(done <-chan struct{}) {
+	for {
+		select {
+		case m := <-l.acks:
+			m.Ack()
+		case <-done:
+			return
+		}
+	}
+}
+
+// receive takes one message from the broker, on paho's router goroutine.
+func (l *externalLink) receive(_ paho.Client, m paho.Message) {
+	l.publishes++
+	large := l.conn.large(l.publishes)
+	if l.stopped || l.ctx.Err() != nil {
+		return // the broker keeps it
+	}
+	if err := l.handle(m, large); err != nil {
+		l.stopped = true
+		l.refused <- err
+		return
+	}
+	if m.Qos() > 0 {
+		l.acks <- m
+	}
+}
+
+// handle tells the Handler what m says. An error leaves m unacknowledged.
+func (l *externalLink) handle(m paho.Message, large bool) error {
+	e, topic := l.e, m.Topic()
+	device, name, ok := e.c.Up(topic)
+	switch {
+	case topic == e.c.Prefix+"/gateway":
+		if e.c.OnGateway != nil && !large {
+			e.c.OnGateway(m.Payload())
+		}
+	case !ok:
+		e.count("bad_topic")
+	case m.Retained() && name != "online":
+		l.clear(device, name, topic)
+	case large:
+		e.count("too_large")
+		l.h.Refused(device, name, ErrTooLarge)
+	case name == "online":
+		l.presence(device, string(m.Payload()), m.Retained())
+	case len(m.Payload()) == 0 && l.echo(topic):
+	default:
+		return l.received(device, name, m)
+	}
+	return nil
+}
+
+func (l *externalLink) received(device, name string, m paho.Message) error {
+	fresh, ok := l.e.arrive(device)
+	if !ok {
+		return nil
+	}
+	if fresh {
+		l.h.Online(device, Client{})
+	}
+	err := l.h.Received(device, name, m.Payload())
+	if err != nil && m.Qos() == 0 {
+		l.e.count("refused") // nobody would send it again
+		return nil
+	}
+	return err
+}
+
+// presence reads an up/online. The retained one comes with every subscription
+// and says nothing new about a device that is there already; an empty one is
+// somebody clearing the topic.
+func (l *externalLink) presence(device, payload string, retained bool) {
+	switch payload {
+	case "1":
+		if fresh, ok := l.e.arrive(device); ok && (fresh || !retained) {
+			l.h.Online(device, Client{})
+		}
+	case "0", "":
+		if l.e.leave(device) {
+			l.h.Offline(device)
+		}
+	default:
+		l.e.count("bad_presence")
+		l.h.Refused(device, "online", ErrPresence)
+	}
+}
+
+// clear removes a message somebody has retained below up/. A broker shows the
+// retain flag only to a new subscription (§3.3.1-8, -9), so it is seen after
+// our next SUBSCRIBE. It goes at QoS 0: if it is lost, that happens again.
+func (l *externalLink) clear(device, name, topic string) {
+	l.e.count("retained")
+	l.h.Refused(device, name, ErrRetained)
+	if len(l.cleared) >= externalClears {
+		return
+	}
+	l.e.mu.Lock()
+	defer l.e.mu.Unlock()
+	if l.e.add(externalItem{Message: Message{Device: device, Name: name, Retain: true}, topic: topic}) == nil {
+		l.cleared[topic] = struct{}{}
+	}
+}
+
+// echo reports whether an empty message is our own clearing of topic, which
+// MQTT 3.1.1 cannot keep from coming back.
+func (l *externalLink) echo(topic string) bool {
+	_, ours := l.cleared[topic]
+	delete(l.cleared, topic)
+	return ours
+}
