@@ -13,22 +13,71 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 )
 
+// A Gate is the TCP side of the device endpoint: it sheds load as NervesHub
+// does, by closing an accepted connection before any TLS byte, and lets the
+// handshake end with NervesHub's alert.
+type Gate struct {
+	net.Listener
+
+	mu     sync.Mutex // guards everything below
+	limit  int
+	shed   int
+	second int64 // the wall-clock second that is being counted
+	taken  int
+}
+
 // Listener wraps the endpoint's listener, which tls.NewListener is then to
-// wrap, so that a refused handshake ends with NervesHub's alert.
-func Listener(l net.Listener) net.Listener { return listener{l} }
+// wrap. The limit begins at 100 connections per wall-clock second, over all
+// clients together, which is NervesHub's DEVICE_CONNECT_RATE_LIMIT.
+func Listener(l net.Listener) *Gate {
+	return &Gate{Listener: l, limit: 100}
+}
 
-type listener struct{ net.Listener }
+// Limit sets the connections per second; 0 or less means no limit.
+func (g *Gate) Limit(perSecond int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.limit = perSecond
+}
 
-func (l listener) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
+// Shed has the next n connections closed, whatever the rate.
+func (g *Gate) Shed(n int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.shed = n
+}
+
+// Accept returns the next connection that is not shed.
+func (g *Gate) Accept() (net.Conn, error) {
+	for {
+		c, err := g.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if g.admit(time.Now()) {
+			return &conn{Conn: c}, nil
+		}
+		c.Close()
 	}
-	return &conn{Conn: c}, nil
+}
+
+func (g *Gate) admit(now time.Time) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.shed > 0 {
+		g.shed--
+		return false
+	}
+	if s := now.Unix(); s != g.second {
+		g.second, g.taken = s, 0
+	}
+	g.taken++
+	return g.limit <= 0 || g.taken <= g.limit
 }
 
 // A conn replaces the description in the alert that ends a refused handshake:

@@ -1,10 +1,15 @@
 package auth
 
 import (
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"io"
+	"net"
+	"net/http"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -114,5 +119,67 @@ func TestAddCANeedsKeyIdentifiers(t *testing.T) {
 	}
 	if err := w.AddCA(w.ca.Certificate, true); err == nil {
 		t.Error("a CA was registered twice")
+	}
+}
+
+// The limit counts all clients together, by the second of the wall clock.
+func TestGate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := Listener(nil)
+		count := func(n int) (admitted int) {
+			for range n {
+				if g.admit(time.Now()) {
+					admitted++
+				}
+			}
+			return admitted
+		}
+		if n := count(150); n != 100 {
+			t.Errorf("admitted %d of 150 in a second, want 100", n)
+		}
+		time.Sleep(time.Second)
+		g.Shed(3)
+		if n := count(10); n != 7 {
+			t.Errorf("admitted %d of 10 with 3 to shed, want 7", n)
+		}
+		g.Limit(0)
+		if n := count(500); n != 500 {
+			t.Errorf("admitted %d of 500 without a limit", n)
+		}
+	})
+}
+
+// A shed client sees its connection end before any TLS byte.
+func TestShedConnection(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	server, _, err := NewServerCertificate("localhost")
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := Listener(l)
+	g.Shed(1)
+	srv := &http.Server{Handler: http.NotFoundHandler(), ErrorLog: quiet()}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(tls.NewListener(g, New().TLS(server))) }()
+	defer func() { srv.Close(); <-served }()
+	dial := func() error {
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(30 * time.Second))
+		return tls.Client(c, &tls.Config{InsecureSkipVerify: true}).Handshake()
+	}
+	var reset *net.OpError
+	if err := dial(); !errors.Is(err, io.EOF) && !errors.As(err, &reset) {
+		t.Errorf("shed: %v, want EOF or a reset", err)
+	}
+	if err := dial(); err != nil {
+		t.Errorf("the next connection: %v", err)
 	}
 }
