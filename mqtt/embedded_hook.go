@@ -1,0 +1,302 @@
+package mqtt
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	mochi "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/packets"
+)
+
+// A brokerHook is what mochi asks and tells. There is exactly one: mochi takes
+// the yes of any hook for a yes. Its methods run on the goroutine that reads
+// from the client, but for none.
+type brokerHook struct {
+	mochi.HookBase
+	e *Embedded
+}
+
+func (h *brokerHook) ID() string { return "ganglion" }
+
+func (h *brokerHook) Provides(b byte) bool {
+	switch b {
+	case mochi.OnPacketRead, mochi.OnConnect, mochi.OnConnectAuthenticate, mochi.OnSessionEstablished,
+		mochi.OnACLCheck, mochi.OnPublish, mochi.OnSubscribed, mochi.OnUnsubscribed,
+		mochi.OnPacketProcessed, mochi.OnPacketEncode:
+		return true
+	}
+	return false
+}
+
+// socketOf is the socket of cl, which came through our listener.
+func socketOf(cl *mochi.Client) *socket { return cl.Net.Conn.(*socket) }
+
+// sessionOf is the session of cl, or nil before its CONNECT was accepted.
+func sessionOf(cl *mochi.Client) *session { return socketOf(cl).session.Load() }
+
+// OnPacketRead sees every packet before mochi acts on it.
+func (h *brokerHook) OnPacketRead(cl *mochi.Client, pk packets.Packet) (packets.Packet, error) {
+	s := sessionOf(cl)
+	switch pk.FixedHeader.Type {
+	case packets.Connect:
+		if s != nil {
+			break // a second one, which mochi refuses
+		}
+		pk.Connect.Clean = true // no sessions
+		if c := &pk.Connect; c.WillFlag {
+			// The will never reaches mochi, which publishes it past the ACL and
+			// past OnPublish, and takes an empty one for an error.
+			socketOf(cl).will = &will{topic: c.WillTopic, payload: c.WillPayload, qos: c.WillQos, retain: c.WillRetain}
+			c.WillFlag, c.WillRetain, c.WillQos, c.WillTopic, c.WillPayload = false, false, 0, "", nil
+		}
+	case packets.Disconnect:
+		pk.Properties.SessionExpiryIntervalFlag = false // we have told the client it has none
+		if s != nil {
+			s.clean = pk.ReasonCode != packets.CodeDisconnectWillMessage.Code
+		}
+	case packets.Puback:
+		// Not left to OnQosComplete: mochi keeps one table for the identifiers
+		// of both directions, so that a device's own publish would end a
+		// delivery. Ours are never in it.
+		if s != nil {
+			h.e.acked(s, pk.PacketID)
+		}
+	}
+	return pk, nil
+}
+
+// A refusal is why a CONNECT is turned down: the CONNACK return code of MQTT
+// 3.1.1 §3.2.2.3 and the reason of MQTT 5 §3.2.2.2.
+type refusal struct {
+	v3     byte
+	v5     packets.Code
+	reason string
+}
+
+func (r *refusal) Error() string { return r.reason }
+
+func badID(id string) *refusal {
+	return &refusal{2, packets.ErrClientIdentifierNotValid,
+		fmt.Sprintf("client id %.80q is no device identifier ([A-Za-z0-9][A-Za-z0-9._-]{0,63}, not gateway)", id)}
+}
+
+func notAuthorized(format string, args ...any) *refusal {
+	return &refusal{5, packets.ErrNotAuthorized, fmt.Sprintf(format, args...)}
+}
+
+func unavailable(why packets.Code) *refusal { return &refusal{3, why, why.Reason} }
+
+// examine is what CONNECT must satisfy before it may take over a connection.
+func (h *brokerHook) examine(pk packets.Packet, w *will) *refusal {
+	c := pk.Connect
+	switch {
+	case !ValidID(c.ClientIdentifier):
+		return badID(c.ClientIdentifier)
+	case c.UsernameFlag && string(c.Username) != c.ClientIdentifier:
+		return notAuthorized("user name is not the client id %s", c.ClientIdentifier)
+	case pk.Properties.AuthenticationMethod != "":
+		return &refusal{5, packets.ErrBadAuthenticationMethod, "no authentication method is supported"}
+	case w == nil:
+		return nil
+	case w.qos > 2:
+		return notAuthorized("will QoS is 3")
+	case !h.e.topics.mayWrite(c.ClientIdentifier, w.topic):
+		return notAuthorized("will topic %.80q is not below the up/ of %s", w.topic, c.ClientIdentifier)
+	case w.retain && !strings.HasSuffix(w.topic, "/up/"+onlineName):
+		return notAuthorized("retained will on %.80q", w.topic)
+	}
+	return nil
+}
+
+// OnConnect admits a client. It is asked before OnConnectAuthenticate, and
+// unlike it may say why not.
+func (h *brokerHook) OnConnect(cl *mochi.Client, pk packets.Packet) error {
+	sock := socketOf(cl)
+	if r := h.examine(pk, sock.will); r != nil {
+		return h.refuse(cl, r)
+	}
+	setKeepalive(cl)
+	cl.State.Inflight.ResetSendQuota(0) // we keep to the client's receive maximum, mochi does not
+	if pk.ProtocolVersion < 5 {
+		cl.State.Inflight.ResetReceiveQuota(256) // 3.1.1 cannot be told, and would be cut off
+	}
+	s := &session{
+		device: strings.Clone(pk.Connect.ClientIdentifier), // which else pins the packet
+		client: Client{Version: pk.ProtocolVersion, MaxPacket: int(pk.Properties.MaximumPacketSize)},
+		cl:     cl, sock: sock, will: sock.will,
+		wake: make(chan struct{}, 1), stop: make(chan struct{}), idle: make(chan struct{}), done: make(chan struct{}),
+	}
+	if r := h.e.claim(s); r != nil {
+		return h.refuse(cl, r)
+	}
+	return nil
+}
+
+// refuse answers CONNECT with r, which is returned to end the connection.
+func (h *brokerHook) refuse(cl *mochi.Client, r *refusal) error {
+	h.e.noise.Warn("mqtt: connection refused", "remote", remote(cl), "reason", r.reason)
+	ack := packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Connack}, ReasonCode: r.v3}
+	if cl.Properties.ProtocolVersion == 5 {
+		ack.ReasonCode, ack.Properties.ReasonString = r.v5.Code, r.reason
+	}
+	_ = cl.WritePacket(ack)
+	return r
+}
+
+// The keepalives a client may have, seconds. Above maxKeepalive3 mochi's
+// 16-bit sum of 1.5 times the keepalive overflows.
+const (
+	minKeepalive5, maxKeepalive5 = 10, 600
+	maxKeepalive3                = 43690
+)
+
+// setKeepalive bounds the keepalive. MQTT 5 tells the client (§3.2.2.3.14);
+// 3.1.1 cannot, so that only what would break is changed.
+func setKeepalive(cl *mochi.Client) {
+	k := &cl.State.Keepalive
+	if cl.Properties.ProtocolVersion < 5 {
+		*k = min(*k, maxKeepalive3)
+		return
+	}
+	asked := *k
+	if *k == 0 {
+		*k = maxKeepalive5
+	}
+	*k = min(max(*k, minKeepalive5), maxKeepalive5)
+	cl.State.ServerKeepalive = *k != asked
+}
+
+// OnConnectAuthenticate lets in whom OnConnect has admitted.
+func (h *brokerHook) OnConnectAuthenticate(cl *mochi.Client, _ packets.Packet) bool {
+	return sessionOf(cl) != nil
+}
+
+// OnPacketEncode tells MQTT 5 clients in CONNACK what mochi does not.
+func (h *brokerHook) OnPacketEncode(cl *mochi.Client, pk packets.Packet) packets.Packet {
+	if pk.FixedHeader.Type == packets.Connack && pk.ReasonCode == 0 {
+		pk.Properties.MaximumPacketSize = uint32(h.e.maxPacket)
+		pk.Properties.SharedSubAvailable, pk.Properties.SharedSubAvailableFlag = 0, true
+	}
+	return pk
+}
+
+// OnSessionEstablished follows CONNACK.
+func (h *brokerHook) OnSessionEstablished(cl *mochi.Client, _ packets.Packet) {
+	h.e.establish(sessionOf(cl))
+}
+
+// maxSubs is how many filters one device may have.
+const maxSubs = 32
+
+// OnACLCheck is asked with the filter of a SUBSCRIBE, as it came, and with the
+// topic of a PUBLISH.
+func (h *brokerHook) OnACLCheck(cl *mochi.Client, topic string, write bool) bool {
+	s := sessionOf(cl)
+	if s == nil {
+		return false
+	}
+	ok := h.e.topics.mayWrite(s.device, topic)
+	if !write {
+		_, known := cl.State.Subscriptions.Get(topic)
+		ok = h.e.topics.mayRead(s.device, topic) && (known || cl.State.Subscriptions.Len() < maxSubs)
+	}
+	switch {
+	case ok:
+		return true
+	case write && s.client.Version < 5:
+		// mochi would end the connection: 3.1.1 has no other no. OnPublish asks
+		// again, and drops it.
+		return true
+	}
+	h.denied(s, topic, write)
+	return false
+}
+
+func (h *brokerHook) denied(s *session, topic string, write bool) {
+	h.e.lost.add("acl")
+	what := "subscription"
+	if write {
+		what = "publish"
+	}
+	h.e.noise.Warn("mqtt: "+what+" outside the device's own topics refused", "device", s.device, "topic", fmt.Sprintf("%.80q", topic))
+}
+
+// OnPublish runs before PUBACK or PUBREC is sent, once for each message: mochi
+// answers a repeated QoS 2 identifier itself. Nothing that a device publishes
+// goes to another one, and nothing is retained.
+func (h *brokerHook) OnPublish(cl *mochi.Client, pk packets.Packet) (packets.Packet, error) {
+	s := sessionOf(cl)
+	device, name, ok := h.e.topics.Up(pk.TopicName)
+	switch {
+	case !ok || device != s.device:
+		h.denied(s, pk.TopicName, true)
+	case name == onlineName:
+	case pk.FixedHeader.Retain:
+		h.e.lost.add("retained")
+		h.e.h.Refused(s.device, strings.Clone(name), ErrRetained)
+	default:
+		// mochi has copied the packet for us alone; only the topic's string
+		// would pin it.
+		if err := h.e.h.Received(s.device, strings.Clone(name), pk.Payload); err != nil {
+			h.reject(cl, s)
+			return pk, packets.ErrRejectPacket // the one error that mochi does not acknowledge
+		}
+	}
+	return pk, packets.CodeSuccessIgnore
+}
+
+// reject ends the connection of a device whose message was not accepted, so
+// that it sends it again.
+func (h *brokerHook) reject(cl *mochi.Client, s *session) {
+	s.farewell(packets.ErrImplementationSpecificError)
+	cl.Stop(packets.ErrImplementationSpecificError)
+}
+
+// OnSubscribed precedes SUBACK, which a small client wants to see first: the
+// grants wait for OnPacketProcessed.
+func (h *brokerHook) OnSubscribed(cl *mochi.Client, pk packets.Packet, codes []byte) {
+	s := sessionOf(cl)
+	for i, f := range pk.Filters {
+		if codes[i] > packets.CodeGrantedQos2.Code {
+			continue
+		}
+		s.granted = append(s.granted, grant{
+			sub:   subscription{filter: strings.Clone(f.Filter), qos: codes[i], id: f.Identifier, asPublished: f.RetainAsPublished},
+			state: h.owed(s, f),
+		})
+	}
+}
+
+// owed reports whether f is sent what is retained (MQTT 5 §3.8.3.1, Retain
+// Handling).
+func (h *brokerHook) owed(s *session, f packets.Subscription) bool {
+	h.e.mu.Lock()
+	defer h.e.mu.Unlock()
+	return f.RetainHandling == 0 || f.RetainHandling == 1 && !s.box.subscribed(f.Filter)
+}
+
+// OnPacketProcessed follows the answer to a packet.
+func (h *brokerHook) OnPacketProcessed(cl *mochi.Client, pk packets.Packet, _ error) {
+	if pk.FixedHeader.Type != packets.Subscribe {
+		return
+	}
+	s := sessionOf(cl)
+	h.e.mu.Lock()
+	defer h.e.mu.Unlock()
+	for _, g := range s.granted {
+		s.box.subscribe(g.sub, g.state, time.Now())
+	}
+	s.granted = nil
+	s.poke()
+}
+
+// OnUnsubscribed follows an UNSUBSCRIBE, and the end of a client.
+func (h *brokerHook) OnUnsubscribed(cl *mochi.Client, pk packets.Packet) {
+	s := sessionOf(cl)
+	h.e.mu.Lock()
+	defer h.e.mu.Unlock()
+	for _, f := range pk.Filters {
+		s.box.unsubscribe(f.Filter)
+	}
+}
