@@ -2,7 +2,6 @@ package auth
 
 import (
 	"bytes"
-	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -11,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"net"
@@ -26,9 +26,9 @@ var (
 
 // A CA issues device certificates in the profile NervesHub accepts.
 type CA struct {
-	Certificate *x509.Certificate
-	CertPEM     []byte
-	key         *ecdsa.PrivateKey
+	Certificate     *x509.Certificate
+	CertPEM, KeyPEM []byte
+	key             *ecdsa.PrivateKey
 }
 
 // NewCA makes a self-signed P-256 authority, its AuthorityKeyIdentifier set to
@@ -54,7 +54,24 @@ func NewCA(name string) (*CA, error) {
 	if err != nil {
 		return nil, fmt.Errorf("auth: CA %q: %w", name, err)
 	}
-	return &CA{cert, certPEM(cert.Raw), key}, nil
+	l, err := newLeaf(cert, key)
+	if err != nil {
+		return nil, err
+	}
+	return &CA{cert, l.CertPEM, l.KeyPEM, key}, nil
+}
+
+// ParseCA reads what NewCA made.
+func ParseCA(certPEM, keyPEM []byte) (*CA, error) {
+	pair, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		return nil, fmt.Errorf("auth: CA: %w", err)
+	}
+	key, ok := pair.PrivateKey.(*ecdsa.PrivateKey)
+	if !ok || !pair.Leaf.IsCA {
+		return nil, errors.New("auth: CA: not an authority with an ECDSA key")
+	}
+	return &CA{pair.Leaf, certPEM, keyPEM, key}, nil
 }
 
 // A Leaf is a device's certificate with its key.
@@ -139,12 +156,18 @@ func NewServerCertificate(hosts ...string) (server tls.Certificate, rootPEM []by
 	if err != nil {
 		return tls.Certificate{}, nil, err
 	}
+	l, err := root.IssueServer(hosts...)
+	return l.Cert, root.CertPEM, err
+}
+
+// IssueServer makes a server certificate for host names and IP addresses.
+func (ca *CA) IssueServer(hosts ...string) (Leaf, error) {
 	key, err := newKey()
 	if err != nil {
-		return tls.Certificate{}, nil, err
+		return Leaf{}, err
 	}
 	t := &x509.Certificate{
-		SerialNumber: serial(), Subject: pkix.Name{CommonName: cmp.Or(append(hosts, "hub")...)},
+		SerialNumber: serial(), Subject: pkix.Name{CommonName: "NervesHub stand-in"},
 		NotBefore: validFrom, NotAfter: validUntil,
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
@@ -156,12 +179,11 @@ func NewServerCertificate(hosts ...string) (server tls.Certificate, rootPEM []by
 			t.DNSNames = append(t.DNSNames, h)
 		}
 	}
-	cert, err := create(t, root.Certificate, key, root.key)
+	cert, err := create(t, ca.Certificate, key, ca.key)
 	if err != nil {
-		return tls.Certificate{}, nil, fmt.Errorf("auth: server certificate: %w", err)
+		return Leaf{}, fmt.Errorf("auth: server certificate: %w", err)
 	}
-	server = tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key, Leaf: cert}
-	return server, root.CertPEM, nil
+	return newLeaf(cert, key)
 }
 
 func create(t, parent *x509.Certificate, key, signer *ecdsa.PrivateKey) (*x509.Certificate, error) {

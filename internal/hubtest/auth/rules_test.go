@@ -183,3 +183,14 @@ func TestShedConnection(t *testing.T) {
 		t.Errorf("the next connection: %v", err)
 	}
 }
+
+func TestParseCA(t *testing.T) {
+	w, now := newRules(t)
+	w.AddDevice("a")
+	again := must(ParseCA(w.ca.CertPEM, w.ca.KeyPEM))(t)
+	w.check("leaf of the CA read back", chain(w.leaf(again, "a", LeafOptions{})), now, nil)
+	l := must(again.Issue("b"))(t)
+	if _, err := ParseCA(l.CertPEM, l.KeyPEM); err == nil {
+		t.Error("a leaf was taken for a CA")
+	}
+}
