@@ -141,7 +141,8 @@ func externalURL(s string) (*url.URL, error) {
 func (e *External) Run(ctx context.Context, h Handler) error {
 	defer e.close()
 	var retry externalRetry
-	wait, unreachable := rand.N(time.Second), false
+	said := "" // the last reason logged, so that each is once
+	wait := rand.N(time.Second)
 	for {
 		select {
 		case <-ctx.Done():
@@ -153,12 +154,10 @@ func (e *External) Run(ctx context.Context, h Handler) error {
 			return nil
 		}
 		wait = retry.after(time.Now(), up, err)
-		level := slog.LevelWarn
-		if up == 0 && unreachable {
-			level = slog.LevelDebug // said already
+		if up >= externalSettled || err.Error() != said {
+			said = err.Error()
+			e.log.Warn("broker out of reach", "broker", e.broker.Redacted(), "err", err, "retry", wait.Round(time.Millisecond))
 		}
-		unreachable = up == 0
-		e.log.Log(ctx, level, "broker out of reach", "broker", e.broker.Redacted(), "err", err, "retry", wait.Round(time.Millisecond))
 		if e.lost(err, retry.conflict) {
 			e.log.Error("another client uses this client id", "client_id", e.c.ClientID)
 		}

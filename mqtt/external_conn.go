@@ -24,6 +24,7 @@ const externalWrite = 3 * time.Second
 
 var (
 	errExternalPeer     = errors.New("the broker closed the connection")
+	errExternalSilent   = errors.New("the broker does not answer")
 	errExternalEnded    = errors.New("connection ended")
 	errExternalProtocol = errors.New("the broker broke the protocol")
 )

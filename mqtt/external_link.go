@@ -2,7 +2,6 @@ package mqtt
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/url"
@@ -51,7 +50,7 @@ type externalSent struct {
 }
 
 // serve connects once and serves the connection until it ends. up is how long
-// we were subscribed, 0 for not at all.
+// the broker had let us in, 0 for not at all.
 func (e *External) serve(ctx context.Context, h Handler) (up time.Duration, err error) {
 	conn, err := e.dial(ctx)
 	if err != nil {
@@ -97,18 +96,19 @@ func (l *externalLink) options() *paho.ClientOptions {
 
 // run serves an accepted connection until nothing of it is left.
 func (l *externalLink) run(session bool) (up time.Duration, err error) {
+	start := time.Now()
 	var wg sync.WaitGroup
 	done := make(chan struct{})
 	wg.Go(func() { l.acknowledge(done) })
+	doing := "subscribe: "
 	if err = l.subscribe(); err == nil {
-		start := time.Now()
 		l.e.log.Info("connected to the broker", "broker", l.e.broker.Redacted(), "session", session)
 		l.e.linkUp()
+		doing = ""
 		err = l.pump()
-		up = max(time.Since(start), 1)
 	}
-	if why := l.conn.failed(); why != nil {
-		err = fmt.Errorf("mqtt: external: %w", why) // the cause of what paho says
+	if why := l.conn.failed(); why != nil && why != errExternalEnded {
+		err = why // the cause of what paho says
 	}
 	if !l.gone {
 		l.goodbye()
@@ -120,38 +120,60 @@ func (l *externalLink) run(session bool) (up time.Duration, err error) {
 		unacked = append(unacked, s.externalItem)
 	}
 	l.e.linkDown(unacked)
-	return up, err
+	return max(time.Since(start), 1), fmt.Errorf("mqtt: external: %s%w", doing, err)
 }
 
 // subscribe asks for what devices say and for the gateway's own topic, on
 // every connection: the broker may have lost our session, and answers with
-// what is retained (§3.8.4-3).
+// what is retained (§3.8.4-3). A refusal is tried again twice: there are
+// brokers (mochi) that refuse the packet identifier of a delivery not yet
+// acknowledged, and those are being acknowledged meanwhile.
 func (l *externalLink) subscribe() error {
 	filters := map[string]byte{l.e.c.Prefix + "/+/up/#": 1, l.e.c.Prefix + "/gateway": 1}
 	l.conn.filters.Store(int32(len(filters)))
-	token := l.client.SubscribeMultiple(filters, nil).(*paho.SubscribeToken)
-	select {
-	case <-token.Done():
-	case err := <-l.lost:
-		l.gone = true
-		return fmt.Errorf("mqtt: external: subscribe: %w", err)
-	case err := <-l.refused:
-		return fmt.Errorf("mqtt: external: a message was not accepted: %w", err)
-	case <-l.ctx.Done():
-		return l.ctx.Err()
-	case <-time.After(externalSubscribe):
-		return errors.New("mqtt: external: subscribe: no answer")
-	}
-	if err := token.Error(); err != nil {
-		return fmt.Errorf("mqtt: external: subscribe: %w", err)
-	}
-	granted := token.Result()
-	for filter := range filters {
-		if qos, ok := granted[filter]; !ok || qos > 2 { // 0x80 is failure (§3.9.3)
-			return fmt.Errorf("mqtt: external: subscribe: the broker refuses %s; its ACL must allow it", filter)
+	for try := 0; ; try++ {
+		token := l.client.SubscribeMultiple(filters, nil).(*paho.SubscribeToken)
+		if err := l.wait(token.Done(), externalSubscribe); err != nil {
+			return err
+		}
+		if err := token.Error(); err != nil {
+			return err
+		}
+		refused := ""
+		granted := token.Result()
+		for filter := range filters {
+			if qos, ok := granted[filter]; !ok || qos > 2 { // 0x80 is failure (§3.9.3)
+				refused = filter
+			}
+		}
+		if refused == "" {
+			return nil
+		}
+		if try == 2 {
+			return fmt.Errorf("the broker refuses %s; its ACL must allow it", refused)
+		}
+		if err := l.wait(nil, time.Second); err != nil && err != errExternalSilent {
+			return err
 		}
 	}
-	return nil
+}
+
+// wait waits for done; the error is why it will not come, or
+// [errExternalSilent] after limit.
+func (l *externalLink) wait(done <-chan struct{}, limit time.Duration) error {
+	select {
+	case <-done:
+		return nil
+	case err := <-l.lost:
+		l.gone = true
+		return err
+	case err := <-l.refused:
+		return fmt.Errorf("a message was not accepted: %w", err)
+	case <-l.ctx.Done():
+		return l.ctx.Err()
+	case <-time.After(limit):
+		return errExternalSilent
+	}
 }
 
 // pump publishes what is queued until the connection ends, or, after ctx has
@@ -171,17 +193,17 @@ func (l *externalLink) pump() error {
 		select {
 		case <-l.oldest():
 			if err := l.sent[0].token.Error(); err != nil {
-				return fmt.Errorf("mqtt: external: publish: %w", err)
+				return fmt.Errorf("publish: %w", err)
 			}
 			l.sent = l.sent[1:]
 		case <-l.e.wake:
 		case <-settled.C:
 			l.e.settled()
 		case err := <-l.refused:
-			return fmt.Errorf("mqtt: external: a message was not accepted: %w", err)
+			return fmt.Errorf("a message was not accepted: %w", err)
 		case err := <-l.lost:
 			l.gone = true
-			return fmt.Errorf("mqtt: external: %w", err)
+			return err
 		case <-end:
 			end = nil
 			l.e.close()
@@ -214,7 +236,7 @@ func (l *externalLink) fill() error {
 		select {
 		case <-token.Done():
 			if err := token.Error(); err != nil {
-				return fmt.Errorf("mqtt: external: publish: %w", err)
+				return fmt.Errorf("publish: %w", err)
 			}
 		default:
 		}
