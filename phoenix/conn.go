@@ -4,7 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -39,7 +42,7 @@ type Conn struct {
 	raw          *rawConn // below ws and TLS
 	readTimeout  time.Duration
 	writeTimeout time.Duration
-	closing      sync.Once
+	closing      atomic.Bool
 
 	ended error // why nothing more can be read. Owned by the caller of Read.
 }
@@ -62,14 +65,14 @@ func newConn(ws *websocket.Conn, raw *rawConn, o Options) *Conn {
 // Read returns the next Message. Binary frames are skipped, as the serializer
 // asked for has none. A frame that is not a Message is an error wrapping
 // [ErrMalformed], after which reading may go on; any other error is the end,
-// and returned again by every further Read. The server's close frame is a
-// *[CloseError].
+// and returned again by every further Read: a *[CloseError] after the server's
+// close frame, [os.ErrDeadlineExceeded] wrapped after a ReadTimeout.
 func (c *Conn) Read() (Message, error) {
 	for c.ended == nil {
 		kind, frame, err := c.readFrame()
 		switch {
 		case err != nil:
-			c.ended = fmt.Errorf("phoenix: read: %w", readError(err))
+			c.ended = fmt.Errorf("phoenix: read: %w", c.explain(err))
 		case kind == websocket.TextMessage:
 			return Parse(frame)
 		}
@@ -95,15 +98,18 @@ func (c *Conn) heard() {
 	}
 }
 
-func readError(err error) error {
-	bye, ok := errors.AsType[*websocket.CloseError](err)
-	switch {
-	case !ok:
-		return err
-	case bye.Code == websocket.CloseAbnormalClosure: // the library's word for no close frame
-		return io.ErrUnexpectedEOF
+// explain says in our words why nothing more can be read.
+func (c *Conn) explain(err error) error {
+	if bye, ok := errors.AsType[*websocket.CloseError](err); ok {
+		if bye.Code == websocket.CloseAbnormalClosure { // the library's name for no close frame
+			return io.ErrUnexpectedEOF
+		}
+		return &CloseError{Code: bye.Code, Text: bye.Text}
 	}
-	return &CloseError{Code: bye.Code, Text: bye.Text}
+	if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() { // it hides the cause of a timeout
+		return fmt.Errorf("nothing heard for %v: %w", c.readTimeout, os.ErrDeadlineExceeded)
+	}
+	return err
 }
 
 // Write sends m within the WriteTimeout. After an error the connection is
@@ -125,15 +131,16 @@ func (c *Conn) Write(m Message) error {
 
 // Close sends a close frame, 1000, if that is possible within a second, and
 // ends the connection without waiting for the answer. A blocked Read or Write
-// returns. Further calls do nothing.
+// returns. Further calls do nothing and return at once.
 func (c *Conn) Close() error {
-	c.closing.Do(func() {
-		end := time.AfterFunc(closeTimeout, func() { c.raw.Close() })
-		defer end.Stop()
-		bye := websocket.FormatCloseMessage(websocket.CloseNormalClosure, "")
-		// The error does not matter: a broken connection needs no goodbye.
-		_ = c.ws.WriteControl(websocket.CloseMessage, bye, time.Now().Add(closeTimeout))
-		_ = c.ws.Close()
-	})
+	if c.closing.Swap(true) {
+		return nil
+	}
+	end := time.AfterFunc(closeTimeout, func() { c.raw.Close() })
+	defer end.Stop()
+	bye := websocket.FormatCloseMessage(websocket.CloseNormalClosure, "")
+	// The error does not matter: a broken connection needs no goodbye.
+	_ = c.ws.WriteControl(websocket.CloseMessage, bye, time.Now().Add(closeTimeout))
+	_ = c.ws.Close()
 	return nil
 }

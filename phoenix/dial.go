@@ -95,8 +95,8 @@ func Dial(ctx context.Context, rawURL string, o Options) (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("phoenix: dial: %w", err)
 	}
-	if u.Scheme != "ws" && u.Scheme != "wss" || u.Hostname() == "" {
-		return nil, fmt.Errorf("phoenix: dial: %q is not a ws:// or wss:// URL", u.Redacted())
+	if u.Scheme != "ws" && u.Scheme != "wss" || u.Hostname() == "" || u.User != nil {
+		return nil, fmt.Errorf("phoenix: dial: %q is not wss://host/path or ws://host/path", u.Redacted())
 	}
 	o = o.withDefaults()
 	ctx, cancel := context.WithTimeoutCause(ctx, o.HandshakeTimeout,

@@ -9,7 +9,7 @@ import (
 
 // A Message is one Phoenix frame, [join_ref, ref, topic, event, payload] on
 // the wire (Phoenix.Socket.V2.JSONSerializer). An empty JoinRef or Ref is null
-// there, and a nil Payload is {}.
+// there, and an empty Payload is {}.
 type Message struct {
 	JoinRef, Ref, Topic, Event string
 	Payload                    json.RawMessage
@@ -30,7 +30,7 @@ func (m Message) AppendJSON(b []byte) []byte {
 	b = append(b, ',')
 	b = appendString(b, m.Event)
 	b = append(b, ',')
-	if m.Payload == nil {
+	if len(m.Payload) == 0 {
 		b = append(b, "{}"...)
 	} else {
 		b = append(b, m.Payload...)

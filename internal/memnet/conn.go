@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -18,7 +19,8 @@ const bufferSize = 256 << 10
 type link struct {
 	listener       *Listener
 	client, server *conn
-	up, down       *pipe // client to server, and back
+	up, down       *pipe        // client to server, and back
+	closed         atomic.Int32 // ends that were closed
 }
 
 func newLink(l *Listener) *link {
@@ -40,6 +42,7 @@ type conn struct {
 	link          *link
 	r, w          *pipe
 	local, remote *net.TCPAddr
+	closed        atomic.Bool
 }
 
 var _ net.Conn = (*conn)(nil)
@@ -62,7 +65,9 @@ func (c *conn) Write(b []byte) (int, error) {
 
 // Close lets the peer read what was written before, and then io.EOF.
 func (c *conn) Close() error {
-	c.link.listener.remove(c.link)
+	if !c.closed.Swap(true) && c.link.closed.Add(1) == 2 {
+		c.link.listener.remove(c.link)
+	}
 	c.w.closeWrite()
 	c.r.closeRead()
 	return nil

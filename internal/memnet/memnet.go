@@ -35,7 +35,7 @@ type Listener struct {
 	once  sync.Once
 
 	mu    sync.Mutex
-	links map[*link]struct{} // mu guards; the connections neither end has closed
+	links map[*link]struct{} // mu guards; the connections that one end at least has not closed
 }
 
 var _ net.Listener = (*Listener)(nil)
@@ -131,8 +131,8 @@ func (l *Listener) Blackhole() {
 	}
 }
 
-// Drop resets every connection made so far: reads and writes of both ends
-// fail with [syscall.ECONNRESET], at once.
+// Drop resets every connection made so far, also one in a black hole: reads
+// and writes of both ends fail with [syscall.ECONNRESET], at once.
 func (l *Listener) Drop() {
 	for _, k := range l.all() {
 		k.reset()
