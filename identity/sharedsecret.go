@@ -110,11 +110,19 @@ func (s *SharedSecret) clock(local time.Time) (now time.Time, off time.Duration)
 	if s.hint.date.IsZero() {
 		return local, 0
 	}
-	server := s.hint.date.Add(local.Sub(s.hint.received)) // monotonic, whatever the wall clock did
-	off = local.Round(0).Sub(server)                      // wall clock against wall clock
-	if off.Abs() <= clockSlack {
+	elapsed := local.Sub(s.hint.received) // monotonic, whatever the wall clock did
+	if now, off = s.hint.clock(local.Round(0), elapsed); off == 0 {
 		s.hint = serverDate{}
-		return local, 0
+	}
+	return now, off
+}
+
+// clock is the time elapsed after d was read, by the wall clock if that is
+// right, else by the server's and how far off the wall clock is.
+func (d serverDate) clock(wall time.Time, elapsed time.Duration) (now time.Time, off time.Duration) {
+	server := d.date.Add(elapsed)
+	if off = wall.Sub(server); off.Abs() <= clockSlack {
+		return wall, 0
 	}
 	return server, off
 }
