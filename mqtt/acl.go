@@ -20,7 +20,7 @@ const maxTopic = 65535
 // nothing else.
 func (t Topics) mayWrite(device, topic string) bool {
 	owner, _, ok := t.Up(topic)
-	return ok && owner == device
+	return ok && owner == device && validTopic(topic)
 }
 
 // mayRead reports whether device may subscribe to filter, or receive a topic:

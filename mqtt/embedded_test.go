@@ -98,12 +98,12 @@ type broker struct {
 var prefix = mqtt.Topics{Prefix: "nh"}
 
 // onMemory runs a broker on a memnet inside a synctest bubble.
-func onMemory(t *testing.T, c mqtt.EmbeddedConfig, f func(*broker)) {
+func onMemory(t *testing.T, c mqtt.EmbeddedConfig, f func(*testing.T, *broker)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		l := memnet.Listen()
 		c.Listener = l
-		f(runBroker(t, c, newWitness(), func() (net.Conn, error) { return l.Dial(t.Context(), "", "") }))
+		f(t, runBroker(t, c, newWitness(), func() (net.Conn, error) { return l.Dial(t.Context(), "", "") }))
 	})
 }
 
@@ -190,7 +190,7 @@ func (b *broker) publish(m mqtt.Message) {
 func TestEmbeddedConversation(t *testing.T) {
 	for _, v5 := range []bool{false, true} {
 		t.Run(fmt.Sprint("v5=", v5), func(t *testing.T) {
-			onMemory(t, mqtt.EmbeddedConfig{}, func(b *broker) {
+			onMemory(t, mqtt.EmbeddedConfig{}, func(t *testing.T, b *broker) {
 				c := b.device(rawConnect{id: "probe-1", v5: v5, keepalive: 60})
 				c.publish("nh/probe-1/up/hello", "1.4.0", 1, 7, false)
 				if ack := c.expect(0x40); ack[1] != 7 {
