@@ -111,6 +111,7 @@ func newSite(t *testing.T) *site {
 func (s *site) start() {
 	s.t.Helper()
 	caps := mochi.NewDefaultServerCapabilities()
+	caps.ReceiveMaximum = 1<<16 - 1 // mochi forgets what it holds back
 	srv := mochi.New(&mochi.Options{Capabilities: caps, Logger: slog.New(slog.DiscardHandler), InlineClient: true})
 	l := memnet.Listen()
 	if err := errors.Join(srv.AddHook(new(allowAll), nil), srv.AddListener(listeners.NewNet("mem", l)), srv.Serve()); err != nil {
