@@ -131,7 +131,7 @@ func (r *report) eachKey(n *yaml.Node, section string, visit func(key, value *ya
 			continue
 		}
 		seen[key.Value] = key.Line
-		if value.Kind == yaml.SequenceNode || value.Kind == yaml.ScalarNode && value.ShortTag() != "!!null" {
+		if value.Kind != yaml.MappingNode && value.ShortTag() != "!!null" {
 			at = position{line: value.Line, column: value.Column}
 		}
 		r.given[child(section, key.Value)] = at

@@ -61,11 +61,11 @@ func unknownVariable(name string, known map[string]string) string {
 	}
 	names := make([]string, 0, len(known))
 	for k := range known {
-		names = append(names, k)
+		names = append(names, strings.TrimPrefix(k, envPrefix))
 	}
 	slices.Sort(names)
-	if near := nearest(name, names); near != "" {
-		return "unknown variable; did you mean " + near + "?"
+	if near := nearest(strings.TrimPrefix(name, envPrefix), names); near != "" {
+		return "unknown variable; did you mean " + envPrefix + near + "?"
 	}
 	return "unknown variable; unset it, or name a key of the file in capitals, as " + envName("hub.url") + " for hub.url"
 }

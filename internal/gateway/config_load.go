@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"regexp"
 	"strconv"
+	"unicode/utf8"
 
 	"gopkg.in/yaml.v3"
 )
@@ -38,7 +39,9 @@ func Load(path string) (Config, error) {
 func load(r *report, data []byte, dir string, environ []string) (Config, error) {
 	cfg := Default()
 	cfg.MQTT.Embedded = nil // until it is known that external is not given
-	r.decodeFile(data, &cfg)
+	if ok := r.decodeFile(data, &cfg); !ok {
+		return Config{}, r.err()
+	}
 	r.decodeEnviron(environ, &cfg)
 	if cfg.MQTT.Embedded == nil && cfg.MQTT.External == nil {
 		cfg.MQTT.Embedded = Default().MQTT.Embedded
@@ -89,16 +92,21 @@ func cause(err error) error {
 	return err
 }
 
-// decodeFile reads the one YAML document of data.
-func (r *report) decodeFile(data []byte, cfg *Config) {
+// decodeFile reads the one YAML document of data. It is not ok if that is not
+// YAML, and nothing more can be said about it.
+func (r *report) decodeFile(data []byte, cfg *Config) (ok bool) {
+	if at, ok := notText(data); ok {
+		r.refuseAt(at, "", "not text; save the file as UTF-8 without control characters")
+		return false
+	}
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	var doc yaml.Node
 	switch err := dec.Decode(&doc); {
 	case errors.Is(err, io.EOF):
-		return // nothing but comments: the defaults
+		return true // nothing but comments: the defaults
 	case err != nil:
 		r.refuseYAML(err)
-		return
+		return false
 	}
 	if len(doc.Content) == 1 {
 		r.decode(doc.Content[0], reflect.ValueOf(cfg).Elem(), "", "")
@@ -108,19 +116,41 @@ func (r *report) decodeFile(data []byte, cfg *Config) {
 	case errors.Is(err, io.EOF):
 	case err != nil:
 		r.refuseYAML(err)
+		return false
 	default:
 		r.refuseAt(position{line: second.Line, column: second.Column}, "",
 			"a second document begins here (after ---), which nobody would read; keep one")
 	}
+	return true
+}
+
+// notText finds the first byte that no YAML may hold.
+func notText(data []byte) (at position, found bool) {
+	at = position{line: 1, column: 1}
+	for len(data) > 0 {
+		c, size := utf8.DecodeRune(data)
+		switch {
+		case c == utf8.RuneError && size == 1, c < ' ' && c != '\n' && c != '\r' && c != '\t', c == 0x7f:
+			return at, true
+		case c == '\n':
+			at.line, at.column = at.line+1, 1
+		default:
+			at.column++
+		}
+		data = data[size:]
+	}
+	return position{}, false
 }
 
 // yamlError is how yaml.v3 says where it stopped.
 var yamlError = regexp.MustCompile(`(?s)^yaml: (?:line ([0-9]+): )?(.*)$`)
 
 func (r *report) refuseYAML(err error) {
-	at, text := position{}, err.Error()
+	at, text := position{line: 1}, err.Error() // it leaves the first line unsaid
 	if m := yamlError.FindStringSubmatch(text); m != nil {
-		at.line, _ = strconv.Atoi(m[1])
+		if line, err := strconv.Atoi(m[1]); err == nil {
+			at.line = line
+		}
 		text = m[2]
 	}
 	r.refuseAt(at, "", "not YAML (%.200s); look at indentation, colons and quotes around here", text)

@@ -190,13 +190,17 @@ func oneLine(s string) string {
 	}, s)
 }
 
-// nearest is the name most like s, or "" if none is much like it.
+// nearest is the name most like s, or the first that s begins, or "" if there
+// is none.
 func nearest(s string, names []string) string {
 	best, least := "", 1+min(3, len(s)/3)
 	for _, name := range names {
 		if d := distance(s, name, least); d < least {
 			best, least = name, d
 		}
+	}
+	if i := slices.IndexFunc(names, func(name string) bool { return strings.HasPrefix(name, s+"_") }); best == "" && i >= 0 {
+		return names[i]
 	}
 	return best
 }

@@ -39,7 +39,7 @@ func setScalar(v reflect.Value, text string) error {
 	case time.Duration:
 		d, err := time.ParseDuration(text)
 		if err != nil && wholeNumber.MatchString(text) {
-			return fmt.Errorf("found %s without a unit; write %ss if you mean seconds", quote(text), text)
+			return fmt.Errorf("found %s without a unit; write %[1]ss if you mean seconds", text)
 		} else if err != nil {
 			return fmt.Errorf("found %s, want a duration such as 30s, 10m or 24h", quote(text))
 		}

@@ -79,19 +79,19 @@ func (r *report) checkIdentity(h Hub, id Identity, field string) {
 	if d := id.Directory; d != nil {
 		given = append(given, "directory")
 		if d.Path == "" {
-			r.say(child(field, "directory.path"), "found nothing; name the directory with <device>.pem and <device>-key.pem")
+			r.say(field+".directory.path", "found nothing; name the directory with <device>.pem and <device>-key.pem")
 		}
 		if strings.HasPrefix(h.URL, "ws://") {
-			r.say(child(field, "directory"), "found certificates, and hub.url is ws://, which carries none; use wss:// or a shared_secret")
+			r.say(field+".directory", "found certificates, and hub.url is ws://, which carries none; use wss:// or a shared_secret")
 		}
 	}
 	if s := id.SharedSecret; s != nil {
 		given = append(given, "shared_secret")
 		if text := keyMistake(s.Key); text != "" {
-			r.say(child(field, "shared_secret.key"), "%s", text)
+			r.say(field+".shared_secret.key", "%s", text)
 		}
 		if s.SecretFile == "" && s.Secret == "" {
-			r.say(child(field, "shared_secret.secret_file"), "found nothing; name the file that holds the secret, mode 0600")
+			r.say(field+".shared_secret.secret_file", "found nothing; name the file that holds the secret, mode 0600")
 		}
 	}
 	if id.CA != nil {
