@@ -1,0 +1,78 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/cobra"
+
+	"ganglion/internal/gateway"
+)
+
+func runCommand() *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use:   "run --config FILE",
+		Short: "Run the gateway",
+		Long:  "Runs the gateway until SIGTERM or SIGINT. Prints one line, ready, when every listener is open.",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			config, err := load(file)
+			if err != nil {
+				return err
+			}
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
+			defer stop()
+			g, err := gateway.New(config, gateway.Options{
+				Version: version(), Log: config.Log.Logger(os.Stderr),
+				Ready: func(gateway.Addrs) { daemon.SdNotify(false, daemon.SdNotifyReady) }, // no systemd is fine
+			})
+			if err != nil {
+				return err
+			}
+			err = g.Run(ctx)
+			daemon.SdNotify(false, daemon.SdNotifyStopping)
+			return err
+		},
+	}
+	configFlag(cmd, &file)
+	return cmd
+}
+
+func checkCommand() *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use:   "check --config FILE",
+		Short: "Say everything that is wrong with a configuration file",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if _, err := load(file); err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), file+": ok")
+			return nil
+		},
+	}
+	configFlag(cmd, &file)
+	return cmd
+}
+
+func configFlag(cmd *cobra.Command, file *string) {
+	cmd.Flags().StringVar(file, "config", "", "the configuration `file`; config.example.yaml explains every key")
+}
+
+// load reads the configuration; what is wrong with it is the user's to mend.
+func load(file string) (gateway.Config, error) {
+	if file == "" {
+		return gateway.Config{}, usageError{errors.New("--config is missing; name a file, as in config.example.yaml")}
+	}
+	config, err := gateway.Load(file)
+	if err != nil {
+		return gateway.Config{}, usageError{err}
+	}
+	return config, nil
+}
