@@ -108,17 +108,17 @@ func onMemory(t *testing.T, c mqtt.EmbeddedConfig, f func(*testing.T, *broker)) 
 }
 
 // onLoopback runs a broker on TCP.
-func onLoopback(t *testing.T, c mqtt.EmbeddedConfig, r *witness) *broker {
+func onLoopback(t *testing.T, c mqtt.EmbeddedConfig, h mqtt.Handler) *broker {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	c.Listener = l
-	return runBroker(t, c, r, func() (net.Conn, error) { return net.Dial("tcp", l.Addr().String()) })
+	return runBroker(t, c, h, func() (net.Conn, error) { return net.Dial("tcp", l.Addr().String()) })
 }
 
-func runBroker(t *testing.T, c mqtt.EmbeddedConfig, r *witness, dial func() (net.Conn, error)) *broker {
+func runBroker(t *testing.T, c mqtt.EmbeddedConfig, h mqtt.Handler, dial func() (net.Conn, error)) *broker {
 	t.Helper()
 	c.Topics = prefix
 	if c.Log == nil {
@@ -130,8 +130,9 @@ func runBroker(t *testing.T, c mqtt.EmbeddedConfig, r *witness, dial func() (net
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- e.Run(ctx, r) }()
-	b := &broker{Embedded: e, witness: r, t: t, dial: dial}
+	go func() { done <- e.Run(ctx, h) }()
+	w, _ := h.(*witness)
+	b := &broker{Embedded: e, witness: w, t: t, dial: dial}
 	b.stop = sync.OnceValue(func() error {
 		cancel()
 		select {
