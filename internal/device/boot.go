@@ -1,6 +1,7 @@
 package device
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"math"
@@ -54,12 +55,10 @@ func (b *boot) run() bool {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	b.set(alarmRedial, 0)
+	idle := new(transfer) // its nil channels never deliver
 	for !b.down {
 		timer.Reset(time.Until(b.next()))
-		var t transfer // its nil channels never deliver
-		if b.transfer != nil {
-			t = *b.transfer
-		}
+		t := cmp.Or(b.transfer, idle)
 		select {
 		case <-b.ctx.Done():
 			return false
@@ -78,11 +77,16 @@ func (b *boot) run() bool {
 	return true
 }
 
-// off is the loss of power: the transfer stops, what it wrote stays.
+// off ends the boot: by ctx in good order, otherwise without a word, as a
+// reset does. The transfer stops; what it wrote stays.
 func (b *boot) off() {
 	b.halt()
+	polite := b.ctx.Err() != nil && !b.stalled
+	if polite && b.d.cfg.Online { // after DISCONNECT the broker forgets the will
+		b.write(publishPacket(b.d.topics.up+"online", b.outbox.id(), true, []byte("0")))
+	}
 	if b.conn != nil {
-		b.conn.close(b.ctx.Err() != nil && !b.stalled)
+		b.conn.close(polite)
 		b.d.emit(Disconnected{})
 	}
 }

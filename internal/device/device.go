@@ -48,8 +48,8 @@ type Config struct {
 	Trouble time.Duration // mean time between random faults; default 5 s
 	Seed    uint64        // of all chance, together with ID
 
-	// Log hears of every event, in order, from Run's goroutine. It must not
-	// block. Default: nobody.
+	// Log hears of every event, in order and after it is counted, from Run's
+	// goroutine. It must not block. Default: nobody.
 	Log func(Event)
 }
 

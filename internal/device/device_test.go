@@ -90,6 +90,23 @@ func TestHelloForms(t *testing.T) {
 	}
 }
 
+// Presence on a foreign broker ends with the device, will or no will.
+func TestOnlineEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := start(t, device.Config{Online: true}, nil)
+		event[device.HelloAcknowledged](t, b)
+		if err := b.stop(); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		said := b.said()
+		last := said[len(said)-2]
+		if last.topic != "nh/probe/up/online" || last.payload != "0" || last.flags&1 == 0 || said[len(said)-1].kind != 14 {
+			t.Errorf("want a retained 0, then DISCONNECT:\n%s", b.transcript())
+		}
+	})
+}
+
 // A ref is one command, however often it arrives and whatever reboots between.
 func TestCommandOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -29,13 +29,21 @@ func NewFleet(c Config, n int, stagger time.Duration) *Fleet {
 	return f
 }
 
-// Run runs the devices until ctx ends, which is no error, or one of them has a
-// wrong Config. Config.Log is called from the goroutine of each.
-func (f *Fleet) Run(ctx context.Context) error {
+// Check reports what is wrong with the devices' Config, by field.
+func (f *Fleet) Check() error {
 	for _, d := range f.Devices {
 		if err := d.cfg.Check(); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// Run runs the devices until ctx ends, which is no error, or one of them has a
+// wrong Config. Config.Log is called from the goroutine of each.
+func (f *Fleet) Run(ctx context.Context) error {
+	if err := f.Check(); err != nil {
+		return err
 	}
 	var wg sync.WaitGroup
 	errs := make([]error, len(f.Devices))
@@ -52,7 +60,8 @@ func (f *Fleet) Run(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// Totals is a Fleet at one moment, summed over its devices.
+// Totals is a Fleet at one moment, summed over its devices. Online and Joined
+// are now, the others since the start.
 type Totals struct {
 	Devices, Online, Joined, Updates, Reboots, Commands, Refused int
 }
@@ -79,6 +88,6 @@ func (f *Fleet) Totals() Totals {
 }
 
 func (t Totals) String() string {
-	return fmt.Sprintf("%d devices: %d said hello, %d joined, %d updates, %d reboots, %d commands, %d refusals",
+	return fmt.Sprintf("%d devices: %d online, %d joined, %d updates, %d reboots, %d commands, %d refusals",
 		t.Devices, t.Online, t.Joined, t.Updates, t.Reboots, t.Commands, t.Refused)
 }

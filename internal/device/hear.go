@@ -108,10 +108,10 @@ func (b *boot) gateway(payload []byte) {
 	if err := json.Unmarshal(payload, &g); err != nil {
 		return
 	}
-	b.d.emit(Gateway{g.State == "online", g.Boot})
 	if g.State != "online" { // then a link of up means nothing
 		b.d.count(func(c *Counts) { c.Link = false })
 	}
+	b.d.emit(Gateway{g.State == "online", g.Boot})
 }
 
 // command executes each ref once: MQTT delivers at least once, and so does the
@@ -126,15 +126,17 @@ func (b *boot) command(name string, payload []byte) {
 		return
 	}
 	repeat := b.d.seen(c.Ref)
-	b.d.emit(CommandReceived{name, c.Ref, repeat})
 	if repeat {
 		b.d.count(func(c *Counts) { c.Repeated++ })
-		return
+	} else {
+		b.d.executed(name, c.Ref)
 	}
-	b.d.executed(name, c.Ref)
-	if name == "identify" {
+	b.d.emit(CommandReceived{name, c.Ref, repeat})
+	switch {
+	case repeat:
+	case name == "identify":
 		b.d.emit(Identified{})
-		return
+	default:
+		b.leave("command")
 	}
-	b.leave("command")
 }

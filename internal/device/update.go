@@ -156,8 +156,8 @@ func (b *boot) final(word, reason string, delay int) {
 func (b *boot) install(t *transfer) {
 	d := b.d
 	sum := t.image.digest()
-	d.emit(Fetched{t.image.at, sum})
 	b.progress(100)
+	d.emit(Fetched{t.image.at, sum})
 	if d.has(FaultDoubleFinal) {
 		// completed twice does no harm upstream, failed twice would.
 		b.fail("failed", errors.New("simulated"), 0)
