@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/gorilla/websocket"
 )
@@ -100,12 +101,18 @@ func (h *handshake) netDial(ctx context.Context, network, addr string) (net.Conn
 
 // explain gives err the class that the next step depends on.
 func (h *handshake) explain(ctx context.Context, err error) error {
+	if end, ok := ctx.Deadline(); ok && !time.Now().Before(end) {
+		<-ctx.Done() // the connection has the same deadline, and may notice it first
+	}
 	op, isOp := errors.AsType[*net.OpError](err)
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case isOp && op.Op == "remote error": // an alert, in crypto/tls's words
 		return fmt.Errorf("%w: %w", ErrTLSRefused, err)
+	case h.conn == nil && errors.Is(err, syscall.ECONNRESET):
+		// Accepted and reset before connect(2) was done: shedding, too.
+		return fmt.Errorf("%w: %w", ErrShed, err)
 	case h.tlsErr == nil:
 		return err
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF),
