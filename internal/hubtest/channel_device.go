@@ -26,9 +26,9 @@ func (deviceChannel) join(s *socket, _ *channel, now time.Time, payload json.Raw
 		return nil, err
 	}
 	d.params = p
-	if out.newToGroup && now.Sub(h.lastLook) >= h.cfg.ScheduleEvery {
-		// The orchestrator looks when a device is added to the group, too early
-		// to find it online, and then not again for a while.
+	if (out.newToGroup || out.success) && now.Sub(h.lastLook) >= h.cfg.ScheduleEvery {
+		// The orchestrator looks when a device is added to the group or has
+		// updated, too early to find it online, and then not again for a while.
 		h.lastLook = now
 	}
 	if out.success {

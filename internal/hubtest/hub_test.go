@@ -14,8 +14,8 @@ func bubble(t *testing.T, c Config, f func(t *testing.T, w *world)) {
 	keys() // made outside, with real time
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, c)
+		defer w.end()
 		f(t, w)
-		w.end()
 	})
 }
 

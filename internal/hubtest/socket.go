@@ -5,7 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
+	"net"
 	"sync"
 	"time"
 	"unicode/utf8"
@@ -139,7 +139,7 @@ func closeCode(err error) int {
 		}
 		return ended.Code
 	}
-	if errors.Is(err, os.ErrDeadlineExceeded) {
+	if late, ok := errors.AsType[net.Error](err); ok && late.Timeout() {
 		return websocket.CloseProtocolError // idle
 	}
 	return 0 // or gorilla has sent one: 1002, or 1009 beyond readLimit

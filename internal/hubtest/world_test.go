@@ -140,10 +140,15 @@ func (w *world) connect(d *websocket.Dialer, url string) (*client, *http.Respons
 	if err != nil {
 		return nil, res, err
 	}
+	return w.read(ws), res, nil
+}
+
+// read makes a client of a websocket.
+func (w *world) read(ws *websocket.Conn) *client {
 	c := &client{t: w.t, ws: ws, frames: make(chan string, 1024), done: make(chan struct{}), pongs: make(chan string, 64)}
 	ws.SetPongHandler(func(data string) error { c.pongs <- data; return nil })
 	w.wg.Go(c.read)
-	return c, res, nil
+	return c
 }
 
 func (c *client) read() {
@@ -161,7 +166,7 @@ func (c *client) read() {
 
 // closed names the end of a connection by its close code.
 func closed(err error) string {
-	if e, ok := errors.AsType[*websocket.CloseError](err); ok {
+	if e, ok := errors.AsType[*websocket.CloseError](err); ok && e.Code != websocket.CloseAbnormalClosure {
 		return fmt.Sprintf("close %d", e.Code)
 	}
 	return "cut"
