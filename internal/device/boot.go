@@ -133,12 +133,7 @@ func (b *boot) tick(now time.Time) {
 
 func (b *boot) dial() {
 	d := b.d
-	l := login{id: d.cfg.ID, username: d.cfg.Username, password: d.cfg.Password,
-		keepalive: uint16(min(math.Ceil(d.cfg.Keepalive.Seconds()), math.MaxUint16))}
-	if d.cfg.Online {
-		l.willTopic, l.willPayload = d.topics.up+"online", "0"
-	}
-	c, err := connect(b.ctx, d.cfg.Dial, d.cfg.Broker, l, d.cfg.Packet)
+	c, err := connect(b.ctx, d.cfg.Dial, d.cfg.Broker, d.login(), d.cfg.Packet)
 	if err != nil {
 		b.retry(err)
 		return
@@ -150,7 +145,20 @@ func (b *boot) dial() {
 	b.armTrouble()
 	b.asked = b.outbox.id()
 	b.set(alarmAnswer, answerLimit)
-	b.write(subscribePacket(b.asked, d.topics.down+"#", d.topics.gateway))
+	b.write(d.subscription(b.asked))
+}
+
+func (d *Device) login() login {
+	l := login{id: d.cfg.ID, username: d.cfg.Username, password: d.cfg.Password,
+		keepalive: uint16(min(math.Ceil(d.cfg.Keepalive.Seconds()), math.MaxUint16))}
+	if d.cfg.Online {
+		l.willTopic, l.willPayload = d.topics.up+"online", "0"
+	}
+	return l
+}
+
+func (d *Device) subscription(id uint16) []byte {
+	return subscribePacket(id, d.topics.down+"#", d.topics.gateway)
 }
 
 // quiet is how long the device may say nothing: less than the keepalive, which
@@ -190,7 +198,6 @@ func (b *boot) lost(err error) {
 	for a := range alarms {
 		b.clear(a)
 	}
-	b.outbox.keep("status", "validated") // a new hello says the rest
 	if b.leaving {
 		b.down = true
 		return

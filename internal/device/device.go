@@ -72,7 +72,7 @@ type Counts struct {
 	Refused      int            // down/error messages
 	Commands     map[uint64]int // executions by ref; the newest 1024 refs
 	Repeated     int            // commands received again and not executed
-	Lost         int            // QoS 1 publishes dropped from the full outbox
+	Lost         int            // QoS 1 publishes dropped: the outbox was full, or the packet too small
 	Online, Link bool           // now: connected and said hello; joined at NervesHub
 	Running      Firmware
 }
@@ -140,7 +140,8 @@ var identifier = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 // Check reports what is wrong with c, by field. A zero value of an optional
 // field is its default and fine.
 func (c Config) Check() error {
-	d := New(c).cfg
+	made := New(c)
+	d := made.cfg
 	_, _, err := net.SplitHostPort(d.Broker)
 	switch {
 	case err != nil:
@@ -159,6 +160,10 @@ func (c Config) Check() error {
 		return fmt.Errorf("device: flash: %d is less than 128 bytes/s", d.Flash)
 	case len(d.Username) > 256 || len(d.Password) > 256:
 		return errors.New("device: username and password: at most 256 bytes each")
+	}
+	// The longest topics are those of the garbage: some 24 bytes below the id.
+	if n := max(len(connectPacket(made.login())), len(made.subscription(1)), len(made.topics.up)+32); n > d.Packet {
+		return fmt.Errorf("device: packet: %d bytes are too few for this prefix, id and login; they need %d", d.Packet, n)
 	}
 	for _, f := range d.Faults {
 		if !slices.Contains(Faults, f) {

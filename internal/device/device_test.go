@@ -298,15 +298,16 @@ func TestCheck(t *testing.T) {
 		t.Fatal(err)
 	}
 	for field, spoil := range map[string]func(*device.Config){
-		"broker":    func(c *device.Config) { c.Broker = "h" },
-		"id":        func(c *device.Config) { c.ID = "gateway" },
-		"prefix":    func(c *device.Config) { c.Prefix = "a/+" },
-		"packet":    func(c *device.Config) { c.Packet = 127 },
-		"keepalive": func(c *device.Config) { c.Keepalive = time.Millisecond },
-		"boot":      func(c *device.Config) { c.Boot = -1 },
-		"flash":     func(c *device.Config) { c.Flash = 1 },
-		"username":  func(c *device.Config) { c.Username = strings.Repeat("x", 257) },
-		"fault":     func(c *device.Config) { c.Faults = []device.Fault{"fire"} },
+		"broker":      func(c *device.Config) { c.Broker = "h" },
+		"id":          func(c *device.Config) { c.ID = "gateway" },
+		"prefix":      func(c *device.Config) { c.Prefix = "a/+" },
+		"packet: 127": func(c *device.Config) { c.Packet = 127 },
+		"packet: 150": func(c *device.Config) { c.Packet, c.Prefix = 150, strings.Repeat("x", 60) },
+		"keepalive":   func(c *device.Config) { c.Keepalive = time.Millisecond },
+		"boot":        func(c *device.Config) { c.Boot = -1 },
+		"flash":       func(c *device.Config) { c.Flash = 1 },
+		"username":    func(c *device.Config) { c.Username = strings.Repeat("x", 257) },
+		"fault":       func(c *device.Config) { c.Faults = []device.Fault{"fire"} },
 	} {
 		c := good
 		spoil(&c)

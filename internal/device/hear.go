@@ -52,7 +52,8 @@ func (b *boot) granted(p packet) {
 	}
 }
 
-// acknowledged hears that the gateway has the newest publish of that name.
+// acknowledged hears that the gateway has what was published as name, or as
+// something that nobody waits for, then "".
 func (b *boot) acknowledged(name string) {
 	if b.leaving && len(b.outbox.waiting) == 0 {
 		b.down = true

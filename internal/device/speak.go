@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // outboxSize is how many publishes of QoS 1 may wait for PUBACK; beyond it the
@@ -59,7 +60,7 @@ func (o *outbox) keep(names ...string) {
 }
 
 // publish speaks below up/. QoS 0 is lost without a connection; QoS 1 waits
-// for one, as long as the outbox keeps it.
+// for one, as long as the outbox keeps it. What exceeds the packet is lost.
 func (b *boot) publish(name string, qos byte, payload string) {
 	retain := b.d.has(FaultRetained)
 	if qos == 0 {
@@ -68,6 +69,10 @@ func (b *boot) publish(name string, qos byte, payload string) {
 	}
 	id := b.outbox.id()
 	packet := publishPacket(b.d.topics.up+name, id, retain, []byte(payload))
+	if len(packet) > b.d.cfg.Packet {
+		b.d.count(func(c *Counts) { c.Lost++ })
+		return
+	}
 	if b.outbox.add(outgoing{id, name, packet}) {
 		b.d.count(func(c *Counts) { c.Lost++ })
 	}
@@ -90,6 +95,8 @@ func (b *boot) hello() {
 	if d.cfg.Online {
 		b.write(publishPacket(d.topics.up+"online", b.outbox.id(), true, []byte("1")))
 	}
+	// The rest is of the connection before, or about to be said again.
+	b.outbox.keep("status", "validated", "rebooting")
 	unsent := slices.Clone(b.outbox.waiting)
 	if d.has(FaultNeverHello) {
 		d.emit(Misbehaved{FaultNeverHello, "subscribed and silent"})
@@ -144,8 +151,13 @@ func (d *Device) helloPayload() string {
 	return f.Version
 }
 
+// status shortens the reason to what certainly fits.
 func (b *boot) status(word, reason string, delay int) {
+	const about = 80 // bytes of the rest of the packet, below the topic
 	d := b.d
+	if room := (d.cfg.Packet - len(d.topics.up) - about) / 6; len(reason) > room { // \u00ff takes six
+		reason = strings.ToValidUTF8(reason[:max(room, 0)], "")
+	}
 	if d.cfg.ShortHello {
 		s := word
 		if delay > 0 {

@@ -256,6 +256,24 @@ func TestUpdateWithdrawnAndReplaced(t *testing.T) {
 	})
 }
 
+// The reason of a failure never makes a status that does not fit: it would cut
+// every connection it is said on.
+func TestStatusFits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &store{faults: []func(http.ResponseWriter, *http.Request) bool{answer(200, []byte("short and wrong"))}}
+		b := start(t, device.Config{Packet: 200}, s)
+		event[device.HelloAcknowledged](t, b)
+		b.send(updateTopic, `{"version":"2.0.0","sha256":"ff","size":15,"url":"http://web/f"}`)
+		last, _ := b.await(0, func(h heard) bool { return strings.Contains(h.payload, "failed") })
+		if want := `{"status":"failed","reason":"wrong image: sha25"}`; last.payload != want {
+			t.Errorf("got %s, want %s", last.payload, want)
+		}
+		if c := b.device.Counts(); c.Connects != 1 || c.Lost != 0 {
+			t.Errorf("counts %+v", c)
+		}
+	})
+}
+
 func TestShortForms(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &store{faults: []func(http.ResponseWriter, *http.Request) bool{answer(403, nil)}}
