@@ -76,6 +76,12 @@ func (r *report) decodeSection(n *yaml.Node, null bool, v reflect.Value, field s
 	})
 }
 
+// A file that has more is refused, as one of another kind.
+const (
+	maxClasses = 1000
+	maxList    = 10000
+)
+
 // decodeNamed fills a map of sections.
 func (r *report) decodeNamed(n *yaml.Node, null bool, v reflect.Value, field string) {
 	if null {
@@ -83,6 +89,10 @@ func (r *report) decodeNamed(n *yaml.Node, null bool, v reflect.Value, field str
 	}
 	if n.Kind != yaml.MappingNode {
 		r.refuse(field, "found %s, want a name and its section for each", describe(n))
+		return
+	}
+	if found := len(n.Content) / 2; found > maxClasses {
+		r.refuse(field, "found %d, want at most %d", found, maxClasses)
 		return
 	}
 	r.eachKey(n, field, func(key *yaml.Node, value *yaml.Node) {
@@ -102,6 +112,10 @@ func (r *report) decodeList(n *yaml.Node, null bool, v reflect.Value, field stri
 	}
 	if n.Kind != yaml.SequenceNode {
 		r.refuse(field, "found %s, want a list: [a, b]", describe(n))
+		return
+	}
+	if found := len(n.Content); found > maxList {
+		r.refuse(field, "found %d entries, want at most %d", found, maxList)
 		return
 	}
 	list := reflect.MakeSlice(v.Type(), 0, len(n.Content))

@@ -148,6 +148,19 @@ func TestTooManyMistakes(t *testing.T) {
 	}
 }
 
+func TestTooManyEntries(t *testing.T) {
+	for field, text := range map[string]string{
+		"classes": "classes: {" + strings.Repeat("a: {}, ", maxClasses+1) + "}\n",
+		"devices": "devices: [" + strings.Repeat("{match: a}, ", maxList+1) + "]\n",
+	} {
+		_, err := loadText(site(t), minimal+text)
+		ms, ok := errors.AsType[Mistakes](err)
+		if !ok || len(ms) != 1 || ms[0].Field != field || !strings.Contains(ms[0].Text, "want at most") {
+			t.Errorf("%s: got %v", field, err)
+		}
+	}
+}
+
 // What Validate alone can find: a Config that no file made.
 func TestValidate(t *testing.T) {
 	for _, tt := range []struct {

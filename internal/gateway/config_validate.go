@@ -116,7 +116,8 @@ func keyMistake(key string) string {
 }
 
 func (r *report) checkClasses(c Config) {
-	for _, name := range c.classNames() {
+	names := c.classNames()
+	for _, name := range names {
 		field, class := child("classes", name), c.Classes[name]
 		r.checkRange(field+".linger", class.Linger, 0, time.Hour)
 		r.checkRange(field+".command_ttl", class.CommandTTL, time.Second, 7*24*time.Hour)
@@ -142,7 +143,7 @@ func (r *report) checkClasses(c Config) {
 			r.say(field+".match", "found %s, which is no pattern; write soil-*, probe-? or node-[0-9]", quote(rule.Match))
 		}
 		if _, ok := c.Classes[rule.Class]; !ok {
-			r.say(field+".class", "found %s; %s", quote(rule.Class), whichClass(rule.Class, c.classNames()))
+			r.say(field+".class", "found %s; %s", quote(rule.Class), whichClass(rule.Class, names))
 		}
 	}
 }
