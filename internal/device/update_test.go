@@ -140,6 +140,9 @@ func TestDownload(t *testing.T) {
 			[]string{all, "bytes=100000-"}, "completed"},
 		{"breaks off often", []func(http.ResponseWriter, *http.Request) bool{breakOff(100_000), answer(503, nil), answer(429, nil)}, "",
 			[]string{all, "bytes=100000-", "bytes=100000-", "bytes=100000-"}, "completed"},
+		{"hangs up without an answer", []func(http.ResponseWriter, *http.Request) bool{func(http.ResponseWriter, *http.Request) bool {
+			panic(http.ErrAbortHandler)
+		}}, "", []string{all, all}, "completed"},
 		{"server without ranges", []func(http.ResponseWriter, *http.Request) bool{breakOff(100_000), answer(200, firmwareImage)}, "",
 			[]string{all, "bytes=100000-"}, "completed"},
 		{"another range than asked for", []func(http.ResponseWriter, *http.Request) bool{breakOff(100_000), func(w http.ResponseWriter, r *http.Request) bool {
@@ -220,6 +223,23 @@ func TestUpdateOutlivesConnection(t *testing.T) {
 		if got, want := b.payloads(statusTopic), []string{`{"status":"received"}`, `{"status":"started"}`, `{"status":"completed"}`}; !slices.Equal(got, want) {
 			t.Errorf("status %q, want %q", got, want)
 		}
+	})
+}
+
+// A URL that is refused does not matter when a fresh one has come meanwhile.
+func TestRefusedButRefreshed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &store{faults: []func(http.ResponseWriter, *http.Request) bool{func(w http.ResponseWriter, r *http.Request) bool {
+			time.Sleep(5 * time.Second)
+			w.WriteHeader(http.StatusForbidden)
+			return true
+		}}}
+		b := start(t, device.Config{}, s)
+		event[device.HelloAcknowledged](t, b)
+		b.send(updateTopic, offer("http://web/old", firmwareImage, ""))
+		event[device.UpdateReceived](t, b)
+		b.send(updateTopic, offer("http://web/new", firmwareImage, ""))
+		event[device.Validated](t, b)
 	})
 }
 
