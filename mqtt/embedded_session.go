@@ -100,9 +100,9 @@ func (e *Embedded) claim(s *session) *refusal {
 // establish starts the worker of s, and tells the Handler.
 func (e *Embedded) establish(s *session) {
 	e.mu.Lock()
-	if s.ending != nil {
+	if why := s.ending; why != nil {
 		e.mu.Unlock()
-		_ = s.sock.Close()
+		s.cl.Stop(*why) // and not only its socket: packets behind the CONNECT may have been read
 		return
 	}
 	s.working = true

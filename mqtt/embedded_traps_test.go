@@ -111,6 +111,10 @@ func TestTrap04(t *testing.T) {
 			c.gone(time.Second)
 			b.wait(t, "x offline", i+1)
 		}
+		synctest.Wait()
+		if n := b.Remembered(); n != 1 {
+			t.Errorf("%d devices remembered, one is connected", n)
+		}
 		other.alive()
 		x := b.connect(rawConnect{id: "x"})
 		b.publish(mqtt.Message{Device: "x", Name: "reboot"})
@@ -544,8 +548,8 @@ func TestTrap24(t *testing.T) {
 				t.Errorf("DISCONNECT %x", body)
 			}
 			c.gone(time.Second)
+			synctest.Wait()
 		}
-		synctest.Wait()
 		b.expect(t, "d online v5 packet 0", "d offline", "d online v5 packet 0", "d offline")
 	})
 }
