@@ -19,6 +19,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"ganglion/internal/device"
 	"ganglion/internal/hubtest"
 	"ganglion/internal/hubtest/auth"
 )
@@ -60,7 +61,7 @@ func hubCommand() *cobra.Command {
 			return runHub(ctx, cmd.OutOrStdout(), f)
 		},
 	}
-	fs := cmd.Flags()
+	fs, fw := cmd.Flags(), device.DefaultFirmware
 	fs.StringVar(&f.listen, "listen", "127.0.0.1:8443", "device endpoint, TLS, `HOST:PORT`")
 	fs.StringVar(&f.web, "web", "127.0.0.1:8444", "web endpoint, plain HTTP: downloads, shared-secret devices, `HOST:PORT`")
 	fs.StringVar(&f.api, "api", "127.0.0.1:8445", "control API, plain HTTP without authentication, `HOST:PORT`")
@@ -78,9 +79,9 @@ func hubCommand() *cobra.Command {
 	fs.StringVar(&f.image, "image", "", "`file` with the image of --release (default: --size random bytes)")
 	fs.IntVar(&f.size, "size", 64<<10, "`bytes` of a random image")
 	fs.StringVar(&f.firmware.UUID, "uuid", "", "uuid of --release (default: derived from the image)")
-	fs.StringVar(&f.firmware.Product, "product", "demo", "product of --release")
-	fs.StringVar(&f.firmware.Platform, "platform", "mcu", "platform of --release")
-	fs.StringVar(&f.firmware.Architecture, "architecture", "arm", "architecture of --release")
+	fs.StringVar(&f.firmware.Product, "product", fw.Product, "product of --release")
+	fs.StringVar(&f.firmware.Platform, "platform", fw.Platform, "platform of --release")
+	fs.StringVar(&f.firmware.Architecture, "architecture", fw.Architecture, "architecture of --release")
 	fs.BoolVar(&f.quiet, "quiet", false, "print nothing after the ready line")
 	return cmd
 }
@@ -128,7 +129,7 @@ func runHub(ctx context.Context, out io.Writer, f hubFlags) error {
 // config turns the flags into the hub's, reading or making the keys.
 func (f *hubFlags) config() (hubtest.Config, error) {
 	if len(f.issue) > 0 && f.dir == "" {
-		return hubtest.Config{}, errors.New("hub: --issue: needs --dir, where the certificates go")
+		return hubtest.Config{}, usageError{errors.New("hub: issue: needs --dir, where the certificates go")}
 	}
 	registry := auth.New()
 	if f.tls13 {
@@ -137,7 +138,8 @@ func (f *hubFlags) config() (hubtest.Config, error) {
 	for _, s := range f.secrets {
 		key, secret, ok := strings.Cut(s, "=")
 		if !ok || !strings.HasPrefix(key, "nhp_") || secret == "" {
-			return hubtest.Config{}, fmt.Errorf("hub: --secret: got %q, want nhp_…=SECRET", s)
+			// What was given stays out of the message: part of it may be the secret.
+			return hubtest.Config{}, usageError{errors.New("hub: secret: the value must be nhp_…=SECRET")}
 		}
 		registry.AddSecret(key, secret, "")
 	}
@@ -174,7 +176,7 @@ func (f *hubFlags) releaseOn(hub *hubtest.Hub) error {
 	if f.image != "" {
 		var err error
 		if fw.Image, err = os.ReadFile(f.image); err != nil {
-			return fmt.Errorf("hub: --image: %w", err)
+			return usageError{fmt.Errorf("hub: image: %w", err)}
 		}
 	} else {
 		fw.Image = make([]byte, max(0, f.size))

@@ -30,7 +30,7 @@ const (
 func (k hubKeys) load(hosts []string) (tls.Certificate, *auth.CA, error) {
 	if k.dir != "" {
 		if err := os.MkdirAll(filepath.Join(k.dir, deviceDir), 0o700); err != nil {
-			return tls.Certificate{}, nil, fmt.Errorf("hub: --dir: %w", err)
+			return tls.Certificate{}, nil, fmt.Errorf("hub: dir: %w", err)
 		}
 	}
 	root, err := k.authority(rootFile, "NervesHub stand-in root")
@@ -93,7 +93,7 @@ func serves(cert *x509.Certificate, root *auth.CA, hosts []string) bool {
 func (k hubKeys) issue(ca *auth.CA, id string) error {
 	name := filepath.Join(deviceDir, id)
 	if id == "" || filepath.Base(id) != id || id == "." || id == ".." {
-		return fmt.Errorf("hub: --issue: %q is no file name", id)
+		return usageError{fmt.Errorf("hub: issue: %q is no file name", id)}
 	}
 	certPEM, _, err := k.read(name)
 	if err != nil {
@@ -129,7 +129,7 @@ func (k hubKeys) read(name string) (cert, key []byte, err error) {
 		key, err = os.ReadFile(k.path(name, "-key.pem"))
 	}
 	if err != nil {
-		return nil, nil, fmt.Errorf("hub: --dir: %w", err)
+		return nil, nil, fmt.Errorf("hub: dir: %w", err)
 	}
 	return cert, key, nil
 }
@@ -144,7 +144,7 @@ func (k hubKeys) write(name string, cert, key []byte) error {
 		pem    []byte
 	}{{"-key.pem", key}, {".pem", cert}} {
 		if err := os.WriteFile(k.path(name, f.suffix), f.pem, 0o600); err != nil {
-			return fmt.Errorf("hub: --dir: %w", err)
+			return fmt.Errorf("hub: dir: %w", err)
 		}
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -19,8 +20,7 @@ type choice struct {
 	Version string `json:"version"`
 }
 
-// choose finds the firmware a request means. Of several with one version the
-// uuid that sorts first is taken.
+// choose finds the firmware a request means.
 func (h *Hub) choose(r *http.Request) (string, error) {
 	var c choice
 	if err := read(r, &c); err != nil {
@@ -40,10 +40,14 @@ func (h *Hub) choose(r *http.Request) (string, error) {
 			found = append(found, uuid)
 		}
 	}
-	if len(found) == 0 {
+	switch len(found) {
+	case 0:
 		return "", fmt.Errorf("%w: version %q", ErrUnknownFirmware, c.Version)
+	case 1:
+		return found[0], nil
 	}
-	return slices.Min(found), nil
+	slices.Sort(found)
+	return "", failf(http.StatusConflict, "version %q: there are %d, name one by uuid: %s", c.Version, len(found), strings.Join(found, " "))
 }
 
 func (h *Hub) apiUpdate(id string, r *http.Request) error {

@@ -101,6 +101,9 @@ func TestAPIAnswers(t *testing.T) {
 			{"POST", "/firmware", `{"version":"3.0.0","product":"p","platform":"p","architecture":"a","size":1,"image":"` + image + `"}`, 400, "give one"},
 			{"POST", "/firmware", `{"version":"3.0.0","product":"p","platform":"p","architecture":"a","image":"` + image + `"}`, 201, ""},
 			{"POST", "/release", `{"version":"3.0.0"}`, 204, ""},
+			{"POST", "/devices/here/update", "", 204, ""}, // to the release
+			{"POST", "/firmware", `{"version":"3.0.0","product":"p","platform":"p","architecture":"a","size":9}`, 201, ""},
+			{"POST", "/release", `{"version":"3.0.0"}`, 409, "there are 2, name one by uuid"},
 			{"POST", "/release", `{"version":"4.0.0"}`, 404, "no such firmware"},
 			{"POST", "/extensions/health", `{"on":false}`, 204, ""},
 			{"POST", "/drain", "", 202, ""},
