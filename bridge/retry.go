@@ -116,17 +116,16 @@ func (r *retry) after(err error, up time.Duration, now time.Time, jitter float64
 	if why == causeTaken {
 		why = r.takenOver(up, now)
 	}
+	persists := false
 	if why == causeUnavailable {
-		if r.unavail++; r.unavail > 3 {
-			r.refused++
-			return why, refusalWait(r.refused, refusalFirst, jitter)
-		}
+		r.unavail++
+		persists = r.unavail > 3 // it may be our headers, not the platform
 	}
 	var wait time.Duration
 	switch {
 	case why == causeContested:
 		wait = refusalWait(r.taken-1, contestFirst, jitter)
-	case why.refuses():
+	case why.refuses() || persists:
 		r.refused++
 		wait = refusalWait(r.refused, refusalFirst, jitter)
 	case why == causeShed:
