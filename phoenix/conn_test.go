@@ -1,6 +1,7 @@
 package phoenix_test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -135,47 +136,47 @@ func TestReset(t *testing.T) {
 	})
 }
 
-// TestReadTimeout has a server that only pings, every 20 s, and then vanishes.
+// TestReadTimeout has a server that says hello and then nothing but pings, or
+// pongs, every 20 s, until it vanishes.
 func TestReadTimeout(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		pongs := make(chan string, 10)
-		l := serve(t, serverTLS(), talk(func(ws *websocket.Conn) {
-			ws.SetPongHandler(func(s string) error { pongs <- s; return nil })
-			ws.WriteMessage(websocket.TextMessage, hello.AppendJSON(nil))
-			tick := time.NewTicker(20 * time.Second)
-			defer tick.Stop()
-			var wg sync.WaitGroup
-			gone := make(chan struct{})
-			wg.Go(func() {
-				for {
-					select {
-					case <-tick.C:
-						ws.WriteControl(websocket.PingMessage, []byte("there?"), time.Now().Add(time.Second))
-						ws.WriteControl(websocket.PongMessage, nil, time.Now().Add(time.Second))
-					case <-gone:
-						return
+	for _, kind := range []int{websocket.PingMessage, websocket.PongMessage} {
+		synctest.Test(t, func(t *testing.T) {
+			pongs := make(chan string, 10)
+			l := serve(t, serverTLS(), talk(func(ws *websocket.Conn) {
+				ws.SetPongHandler(func(s string) error { pongs <- s; return nil })
+				ws.WriteMessage(websocket.TextMessage, hello.AppendJSON(nil))
+				gone := make(chan struct{})
+				var beat sync.WaitGroup
+				beat.Go(func() {
+					for {
+						select {
+						case <-time.After(20 * time.Second):
+							ws.WriteControl(kind, []byte("there?"), time.Now().Add(time.Second))
+						case <-gone:
+							return
+						}
 					}
-				}
-			})
-			ws.ReadMessage()
-			close(gone)
-			wg.Wait()
-		}))
-		o := options(l)
-		o.ReadTimeout = 30 * time.Second
-		start := time.Now()
-		c := dial(t, o)
-		if _, err := c.Read(); err != nil {
-			t.Fatal(err)
-		}
-		time.AfterFunc(130*time.Second, l.Blackhole) // after the sixth ping
-		if _, err := c.Read(); !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(start) != 150*time.Second {
-			t.Errorf("%v after %v", err, time.Since(start))
-		}
-		if len(pongs) != 6 {
-			t.Errorf("%d pongs", len(pongs))
-		}
-	})
+				})
+				ws.ReadMessage()
+				close(gone)
+				beat.Wait()
+			}))
+			o := options(l)
+			o.ReadTimeout = 30 * time.Second
+			start := time.Now()
+			c := dial(t, o)
+			if _, err := c.Read(); err != nil {
+				t.Fatal(err)
+			}
+			time.AfterFunc(130*time.Second, l.Blackhole) // after the sixth
+			if _, err := c.Read(); !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(start) != 150*time.Second {
+				t.Errorf("%v after %v", err, time.Since(start))
+			}
+			if want := map[int]int{websocket.PingMessage: 6}[kind]; len(pongs) != want {
+				t.Errorf("%d pongs, want %d", len(pongs), want)
+			}
+		})
+	}
 }
 
 // TestWriteToSilence has a server that reads nothing.
@@ -256,8 +257,37 @@ func TestCloseWhileStuck(t *testing.T) {
 			}
 		})
 		synctest.Wait()
+		busy.Go(func() { c.Close() })
+		synctest.Wait()
 		c.Close()
+		if time.Since(start) != 0 {
+			t.Errorf("the second Close took %v", time.Since(start))
+		}
 		busy.Wait()
+		if time.Since(start) != time.Second {
+			t.Errorf("closed after %v", time.Since(start))
+		}
+	})
+}
+
+// TestCloseWhenFull closes a connection that takes not one byte more.
+func TestCloseWhenFull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := serve(t, serverTLS(), talk(echo))
+		o := options(l)
+		var raw net.Conn
+		o.NetDial = func(ctx context.Context, network, addr string) (c net.Conn, err error) {
+			raw, err = l.Dial(ctx, network, addr)
+			return raw, err
+		}
+		c := dial(t, o)
+		l.Blackhole()
+		raw.SetWriteDeadline(time.Now().Add(time.Second))
+		if _, err := raw.Write(make([]byte, 1<<20)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		c.Close()
 		if time.Since(start) != time.Second {
 			t.Errorf("closed after %v", time.Since(start))
 		}

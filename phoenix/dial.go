@@ -17,14 +17,14 @@ const (
 	defaultHandshakeTimeout = 15 * time.Second
 )
 
-// ErrTLSRefused means the server answered our certificate with a TLS alert:
-// inside the handshake in TLS 1.2, in place of the HTTP response in TLS 1.3.
-// The server does not say why, and another try soon will not be answered
-// differently.
+// ErrTLSRefused means the server answered with a TLS alert, as it does to a
+// client certificate it does not accept: inside the handshake in TLS 1.2, in
+// place of the HTTP response in TLS 1.3. The alert does not say why, and
+// another try soon will fare no better.
 var ErrTLSRefused = errors.New("refused with a TLS alert")
 
 // ErrShed means the server hung up inside the TLS handshake without an alert,
-// as one does that sheds load. Another try 1 to 5 s later is in order.
+// or reset the connection at once, as one does that sheds load. Another try 1 to 5 s later is in order.
 var ErrShed = errors.New("hung up inside the TLS handshake")
 
 // Options configure [Dial]. The zero value is ready to use.

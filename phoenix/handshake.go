@@ -27,10 +27,12 @@ var writeBuffers sync.Pool
 
 // A handshake is one attempt to open a websocket. Owned by dialOnce.
 type handshake struct {
-	dial   func(ctx context.Context, network, addr string) (net.Conn, error)
-	conn   *rawConn    // nil until there is one
-	stop   func() bool // ends the watch over ctx
-	tlsErr error       // how the TLS handshake failed
+	dial func(ctx context.Context, network, addr string) (net.Conn, error)
+
+	conn    *rawConn    // nil until there is one
+	stop    func() bool // ends the watch over ctx
+	through bool        // conn reaches the server, by way of the proxy if there is one
+	tlsErr  error       // how the TLS handshake failed
 }
 
 func dialOnce(ctx context.Context, u *url.URL, o Options) (*Conn, error) {
@@ -73,6 +75,9 @@ func (h *handshake) upgrade(ctx context.Context, u *url.URL, o Options) (ws *web
 		header.Set("User-Agent", o.UserAgent)
 	}
 	defer func() {
+		if h.conn == nil || h.through {
+			return
+		}
 		// CONNECT panics in gorilla/websocket 1.5.3 over a status line that
 		// has no reason phrase.
 		if r := recover(); r != nil {
@@ -80,6 +85,7 @@ func (h *handshake) upgrade(ctx context.Context, u *url.URL, o Options) (ws *web
 		}
 	}()
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn: func(httptrace.GotConnInfo) { h.through = true },
 		TLSHandshakeDone: func(_ tls.ConnectionState, err error) {
 			h.tlsErr, h.conn.secured = err, err == nil
 		},

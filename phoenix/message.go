@@ -1,6 +1,7 @@
 package phoenix
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -97,7 +98,13 @@ func parseRef(raw json.RawMessage) (string, bool) {
 }
 
 func parseString(raw json.RawMessage) (s string, ok bool) {
-	return s, raw[0] == '"' && json.Unmarshal(raw, &s) == nil
+	switch {
+	case raw[0] != '"':
+		return "", false
+	case bytes.IndexByte(raw, '\\') < 0:
+		return string(raw[1 : len(raw)-1]), true
+	}
+	return s, json.Unmarshal(raw, &s) == nil
 }
 
 func appendRef(b []byte, ref string) []byte {
