@@ -203,18 +203,18 @@ func (r *Registry) StoreCertificate(id string, der []byte) error {
 // store applies the constraints of the table: one fingerprint once, one serial
 // once per device, one key for one device only.
 func (r *Registry) store(id string, cert *x509.Certificate) error {
-	row := row(id, cert)
+	added := row(id, cert)
 	for _, s := range r.stored {
 		switch {
-		case s.fingerprint == row.fingerprint:
+		case s.fingerprint == added.fingerprint:
 			return errors.New("certificate is stored already")
 		case s.device == id && s.cert.SerialNumber.Cmp(cert.SerialNumber) == 0:
 			return errors.New("serial is taken")
-		case s.device != id && s.key == row.key:
+		case s.device != id && s.key == added.key:
 			return errors.New("public key belongs to another device")
 		}
 	}
-	r.stored = append(r.stored, row)
+	r.stored = append(r.stored, added)
 	return nil
 }
 

@@ -100,8 +100,8 @@ func foreignOrigin(req *http.Request) bool {
 	if err != nil {
 		return true
 	}
-	host, _, _ := strings.Cut(req.Host, ":")
-	return u.Hostname() != host
+	own := url.URL{Host: req.Host}
+	return u.Hostname() != own.Hostname()
 }
 
 // anyX reports whether a header begins with "x-"; the socket sees no others.

@@ -137,6 +137,10 @@ func TestUpgradeRequest(t *testing.T) {
 		{"vsn 2.1.0", func(q *http.Request) { q.URL.RawQuery = "vsn=2.1.0" }, 403},
 		{"vsn 2.0.", func(q *http.Request) { q.URL.RawQuery = "vsn=2.0." }, 403},
 		{"own origin", func(q *http.Request) { q.Header.Set("Origin", "https://"+q.Host) }, 0},
+		{"own origin, an IPv6 address", func(q *http.Request) {
+			q.Host = "[::1]:8443"
+			q.Header.Set("Origin", "https://[::1]:8443")
+		}, 0},
 		{"foreign origin", func(q *http.Request) { q.Header.Set("Origin", "https://elsewhere.test") }, 403},
 		{"last of a repeated header", func(q *http.Request) {
 			q.Header["X-Nh-Key"] = []string{"nhp_other", v.key}
@@ -192,6 +196,35 @@ func FuzzDecodeClaims(f *testing.F) {
 		again, err := decodeClaims(encodeClaims(c))
 		if err != nil || again != c {
 			t.Fatalf("%+v came back as %+v, %v", c, again, err)
+		}
+	})
+}
+
+// Whatever the headers say, the answer is a device or one of two refusals.
+func FuzzSignedHeaders(f *testing.F) {
+	for _, v := range vectors {
+		f.Add(v.alg, v.key, strconv.FormatInt(v.time, 10), v.token)
+	}
+	v := vectors[0]
+	f.Add("NH1-HMAC-md5-1000-32", v.key, "1", v.token)
+	f.Add("NH1-HMAC-sha256-1-0", v.key, "1", v.token)
+	f.Add("NH1-HMAC-sha256--1-32", v.key, "-9223372036854775808", "..")
+	f.Fuzz(func(t *testing.T, alg, key, at, token string) {
+		if a, err := parseAlg(alg); err == nil && a.iterations > 2000 {
+			return // slow, and nothing new
+		}
+		r := New()
+		r.AddSecret(v.key, v.secret, "")
+		req := request(alg, key, token, 0)
+		req.Header.Set("X-Nh-Time", at)
+		id, refusal := r.Authenticate(req, time.Unix(v.time+5, 0))
+		switch {
+		case refusal == nil && (id != v.id || !r.Known(id)):
+			t.Errorf("device %q", id)
+		case refusal != nil && refusal.Status != 401 && refusal.Status != 503:
+			t.Errorf("status %d", refusal.Status)
+		case refusal != nil && (refusal.Body != "") != (refusal.Status == 503):
+			t.Errorf("status %d with body %q", refusal.Status, refusal.Body)
 		}
 	})
 }
