@@ -64,6 +64,21 @@ func (h *Hub) DeleteDevice(id string) {
 	h.say(id, "deleted")
 }
 
+// MoveDevice puts a device into another product ("" is the hub's own), where
+// there is no deployment group. Its socket is closed with 1001; its certificate
+// follows it, a product secret does not.
+func (h *Hub) MoveDevice(id, product string) error {
+	h.cfg.Auth.MoveDevice(id, product)
+	return h.on(id, func(d *device) error {
+		d.product, d.grouped = product, false
+		if d.socket != nil {
+			d.socket.close(websocket.CloseGoingAway)
+		}
+		h.say(id, "moved to another product")
+		return nil
+	})
+}
+
 // AddFirmware uploads a firmware to the product. Size and checksums are those
 // of the image unless given.
 func (h *Hub) AddFirmware(f Firmware) {
@@ -255,7 +270,10 @@ func (h *Hub) Drop(id string) error {
 // Vanish leaves the connection half open: the server reads, writes and answers
 // nothing any more, and does not know it. A newer connection or Close ends it.
 func (h *Hub) Vanish(id string) error {
-	return h.online(id, func(s *socket) { s.vanished = true })
+	return h.online(id, func(s *socket) {
+		s.vanished = true
+		s.out.drop()
+	})
 }
 
 // CrashChannel crashes the device channel as an exception of the server's own would.
@@ -283,6 +301,7 @@ func (h *Hub) Refuse(id string, how Refusal, n int) {
 	h.mu.Lock()
 	defer h.unlock()
 	if id == "" && how == RefuseShed {
+		h.shed = n
 		for _, g := range h.gates {
 			g.Shed(n)
 		}

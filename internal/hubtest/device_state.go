@@ -30,7 +30,8 @@ type record struct {
 	apiText    string
 	iface      string // wifi, ethernet, cellular, unknown; empty since the connect until reported
 
-	grouped        bool // member of the deployment group
+	product        string // another than the hub's own, which has no group; empty at first
+	grouped        bool   // member of the deployment group
 	updatesEnabled bool
 	inflight       *Inflight
 	attempts       []time.Time // since the last success
@@ -68,7 +69,8 @@ const (
 	sweepEvery   = time.Minute
 )
 
-// connect notes an authenticated socket.
+// connect notes an authenticated socket. The row becomes connected only when
+// the device channel is joined.
 func (r *record) connect(now time.Time) {
 	r.connected, r.stale = false, false
 	r.connectedAt, r.lastSeen = now, now

@@ -20,8 +20,8 @@ import (
 // A Config says what a Hub is like. The zero value behaves in its timing as
 // the real server does.
 type Config struct {
-	// Log is told what happens, in order per device; it may be nil. It may call
-	// the Hub.
+	// Log is told what happens, in order and one thing at a time; it may be nil.
+	// It may call the Hub.
 	Log func(Entry)
 	// Auth says who a connection is; an empty registry when nil.
 	Auth *auth.Registry
@@ -92,10 +92,13 @@ type Hub struct {
 	lookAt     time.Time // of the look on the agenda; zero when there is none
 	draining   bool
 	gates      []*auth.Gate
+	shed       int                // of a gate to come
 	refusals   map[refusalKey]int // still to come
 
 	// What unlock hands out once the lock is gone.
+	rewake  bool
 	entries []Entry
+	telling bool // somebody is in tell
 	touched map[string]struct{}
 	waiters map[string][]chan struct{} // by device, one channel per Wait
 	cuts    []*socket
@@ -123,6 +126,8 @@ func (h *Hub) Serve(l net.Listener) error {
 	gate := auth.Listener(l)
 	gate.Limit(h.cfg.HandshakesPerSecond)
 	h.mu.Lock()
+	gate.Shed(h.shed)
+	h.shed = 0
 	h.gates = append(h.gates, gate)
 	h.unlock()
 	l = gate
@@ -221,35 +226,55 @@ func (h *Hub) run() {
 // later puts do on the agenda; it is called with mu held.
 func (h *Hub) later(at time.Time, do func(time.Time)) {
 	h.agenda.add(at, do)
-	select {
-	case h.wake <- struct{}{}:
-	default:
-	}
+	h.rewake = true
 }
 
 // unlock ends a critical section and then does what must not be done in one:
-// cutting connections, waking those who wait, telling the log.
+// waking run and those who wait, cutting connections, telling the log.
 func (h *Hub) unlock() {
-	entries, cuts := h.entries, h.cuts
-	h.entries, h.cuts = nil, nil
+	cuts, rewake := h.cuts, h.rewake
+	h.cuts, h.rewake = nil, false
 	var wake []chan struct{}
 	for id := range h.touched {
 		wake = append(wake, h.waiters[id]...)
 		delete(h.waiters, id)
 	}
 	clear(h.touched)
+	tell := len(h.entries) > 0 && !h.telling // else whoever is telling goes on
+	h.telling = h.telling || tell
 	h.mu.Unlock()
+	if rewake {
+		select {
+		case h.wake <- struct{}{}:
+		default:
+		}
+	}
 	for _, s := range cuts {
 		s.cut()
 	}
 	for _, c := range wake {
 		close(c)
 	}
-	if h.cfg.Log == nil {
-		return
+	if tell {
+		h.tell()
 	}
-	for _, e := range entries {
-		h.cfg.Log(e)
+}
+
+// tell gives the log everything there is to tell, one caller at a time so that
+// the order is kept.
+func (h *Hub) tell() {
+	for {
+		h.mu.Lock()
+		entries := h.entries
+		h.entries = nil
+		h.telling = len(entries) > 0
+		h.mu.Unlock()
+		if len(entries) == 0 {
+			return
+		}
+		for _, e := range entries {
+			h.cfg.Log(e)
+		}
 	}
 }
 

@@ -69,6 +69,7 @@ func (o *outbox) drop() {
 	o.signal()
 }
 
+// signal never blocks, so it may be called under Hub.mu.
 func (o *outbox) signal() {
 	select {
 	case o.wake <- struct{}{}:

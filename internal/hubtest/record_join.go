@@ -51,7 +51,7 @@ func (r *record) identify(now time.Time, p joinParams, firmware map[string]*Firm
 		} else {
 			// Nothing new is stored, but nil is not "the same" either: the join
 			// is booked as a success every time.
-			r.succeed(true)
+			r.succeed(false)
 			return true
 		}
 	}
@@ -64,16 +64,16 @@ func (r *record) identify(now time.Time, p joinParams, firmware map[string]*Firm
 	case r.meta.UUID == meta.UUID:
 		return false // other fields that changed are not stored
 	}
-	sameFirmware := strings.EqualFold(r.meta.UUID, meta.UUID)
+	changed := !strings.EqualFold(r.meta.UUID, meta.UUID)
 	r.meta = &meta
-	r.succeed(sameFirmware)
+	r.succeed(changed)
 	return true
 }
 
-// succeed books an update; a false one is booked although the firmware did not change.
-func (r *record) succeed(false_ bool) {
+// succeed books an update, whether or not the firmware changed.
+func (r *record) succeed(changed bool) {
 	r.successes++
-	if false_ {
+	if !changed {
 		r.falseSuccesses++
 	}
 	if r.inflight != nil && r.inflight.Deployment != 0 {
@@ -95,7 +95,7 @@ func (r *record) regroup(g *group) (added bool, err error) {
 	}
 	was := r.grouped
 	r.grouped = false
-	if r.meta.Platform != g.platform || r.meta.Architecture != g.architecture {
+	if r.product != "" || r.meta.Platform != g.platform || r.meta.Architecture != g.architecture {
 		return false, nil
 	}
 	if g.VersionRequirement != "" {

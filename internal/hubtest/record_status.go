@@ -3,6 +3,7 @@ package hubtest
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -55,7 +56,11 @@ func (r *record) status(now time.Time, payload json.RawMessage, g *group) crash 
 		r.attempt(now)
 		r.end(now, word, reason, delay, g)
 	case word == "downloading" || word == "updating":
-		return r.persist(now, word, p["progress"])
+		value, ok := p["progress"]
+		if !ok {
+			value = unchanged{}
+		}
+		return r.persist(now, word, value)
 	default:
 		r.row(now)
 		r.attempt(now)
@@ -135,6 +140,9 @@ func (r *record) set(now time.Time, word string, progress int) {
 	}
 }
 
+// unchanged stands for a progress that was not sent.
+type unchanged struct{}
+
 // persist stores progress if the status changed or enough time has passed; a
 // value the column cannot hold crashes only when it is stored.
 func (r *record) persist(now time.Time, word string, value any) crash {
@@ -144,6 +152,10 @@ func (r *record) persist(now time.Time, word string, value any) crash {
 	progress := -1
 	switch v := value.(type) {
 	case nil:
+	case unchanged:
+		if r.inflight != nil {
+			progress = r.inflight.Progress
+		}
 	case json.Number:
 		if !isInteger(v) {
 			return "progress is not an integer"
@@ -170,7 +182,7 @@ func (r *record) end(now time.Time, word string, reason, delay any, g *group) {
 	block := g.Penalty
 	if word == "rescheduled" {
 		ms, _ := delay.(json.Number).Int64()
-		block = time.Duration(ms) * time.Millisecond
+		block = time.Duration(min(ms, math.MaxInt64/int64(time.Millisecond))) * time.Millisecond
 	}
 	if r.inflight.Deployment != 0 {
 		r.blockedUntil = now.Add(block)

@@ -153,6 +153,7 @@ func incomplete() []scenario {
 				}
 			},
 		}),
+		one("settled/ox3-health-string-numbers", "ox3", scenario{config: Config{Extensions: []string{"health"}}}),
 		one("settled/ox2-no-metadata-firmware-validated", "ox2", scenario{
 			config: Config{Extensions: []string{"health"}},
 			after: func(t *testing.T, s DeviceState) {
@@ -237,6 +238,9 @@ func crashing() []scenario {
 
 func superseding() []scenario {
 	return []scenario{
+		one("settled/o13-moved-while-online", "o13", scenario{config: Config{Extensions: []string{"health"}}, release: uuid200},
+			action{1.09, func(w *world) { w.MoveDevice("o13", "jitp") }},
+			check(1.1, "o13", "out of the group", func(s DeviceState) bool { return !s.InGroup && !s.Socket })),
 		one("settled/o12-superseded-while-downloading", "o12", scenario{release: uuid110},
 			release(4.2, uuid200),
 			check(150, "o12", "the row keeps its target", func(s DeviceState) bool { return s.Inflight.UUID == uuid110 }),

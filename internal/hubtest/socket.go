@@ -90,13 +90,12 @@ func (s *socket) serve() {
 	writer.Go(s.write)
 	code := s.read()
 	close(s.fin)
-	s.hub.mu.Lock()
-	vanished := s.vanished
-	s.hub.leave(s)
-	s.hub.unlock()
-	if vanished {
+	if s.gone() {
 		<-s.off
 	}
+	s.hub.mu.Lock()
+	s.hub.leave(s)
+	s.hub.unlock()
 	s.out.finish(code)
 	writer.Wait()
 	s.ws.Close()
@@ -124,8 +123,18 @@ func (s *socket) read() int {
 			return closeCode(err)
 		}
 		alive()
+		if s.gone() {
+			return 0
+		}
 		s.receive(kind, data)
 	}
+}
+
+// gone says that the socket has vanished.
+func (s *socket) gone() bool {
+	s.hub.mu.Lock()
+	defer s.hub.unlock()
+	return s.vanished
 }
 
 // closeCode is what the server answers to the end of reading.
@@ -219,7 +228,9 @@ func (s *socket) close(code int) {
 		return
 	}
 	s.closing = true
-	s.out.add(outgoing{kind: websocket.CloseMessage, code: code})
+	if !s.out.add(outgoing{kind: websocket.CloseMessage, code: code}) {
+		s.hub.cuts = append(s.hub.cuts, s)
+	}
 }
 
 // cut ends the TCP connection without a close frame.
