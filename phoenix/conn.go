@@ -106,14 +106,22 @@ func (c *Conn) explain(err error) error {
 		}
 		return &CloseError{Code: bye.Code, Text: bye.Text}
 	}
-	if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() { // it hides the cause of a timeout
+	if isTimeout(err) {
 		return fmt.Errorf("nothing heard for %v: %w", c.readTimeout, os.ErrDeadlineExceeded)
 	}
 	return err
 }
 
-// Write sends m within the WriteTimeout. After an error the connection is
-// broken, and Read returns.
+// isTimeout recognizes a deadline that has passed, whose own error the library
+// may hide.
+func isTimeout(err error) bool {
+	e, ok := errors.AsType[net.Error](err)
+	return ok && e.Timeout()
+}
+
+// Write sends m within the WriteTimeout; if that has passed, the error wraps
+// [os.ErrDeadlineExceeded]. After any error the connection is broken, and Read
+// ends too, with what the server said last if it said something.
 func (c *Conn) Write(m Message) error {
 	b := frames.Get().(*[]byte)
 	*b = m.AppendJSON((*b)[:0])
@@ -122,11 +130,14 @@ func (c *Conn) Write(m Message) error {
 	if cap(*b) <= keptFrame {
 		frames.Put(b)
 	}
-	if err != nil {
-		c.raw.Close() // part of a frame may be out: nothing after it makes sense
-		return fmt.Errorf("phoenix: write: %w", err)
+	if err == nil {
+		return nil
 	}
-	return nil
+	if isTimeout(err) {
+		err = fmt.Errorf("not taken within %v: %w", c.writeTimeout, os.ErrDeadlineExceeded)
+		c.raw.Close() // part of the frame may be out, and Read would never know
+	}
+	return fmt.Errorf("phoenix: write: %w", err)
 }
 
 // Close sends a close frame, 1000, if that is possible within a second, and

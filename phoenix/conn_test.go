@@ -136,6 +136,23 @@ func TestReset(t *testing.T) {
 	})
 }
 
+// TestLastWords has a server that says why it closes and is gone before the
+// next message to it.
+func TestLastWords(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := dial(t, options(serve(t, serverTLS(), talk(func(ws *websocket.Conn) {
+			ws.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(1001, ""), time.Now().Add(time.Second))
+		}))))
+		synctest.Wait()
+		if err := c.Write(hello); err == nil {
+			t.Fatal("written to nobody")
+		}
+		if _, err := c.Read(); err == nil || err.Error() != "phoenix: read: closed by the server: 1001" {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
 // TestReadTimeout has a server that says hello and then nothing but pings, or
 // pongs, every 20 s, until it vanishes.
 func TestReadTimeout(t *testing.T) {
