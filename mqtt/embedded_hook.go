@@ -253,27 +253,23 @@ func (h *brokerHook) reject(cl *mochi.Client, s *session) {
 	cl.Stop(packets.ErrImplementationSpecificError)
 }
 
-// OnSubscribed precedes SUBACK, which a small client wants to see first: the
-// grants wait for OnPacketProcessed.
+// OnSubscribed precedes SUBACK, which a small client wants to see before any
+// message: the worker is held until OnPacketProcessed.
 func (h *brokerHook) OnSubscribed(cl *mochi.Client, pk packets.Packet, codes []byte) {
 	s := sessionOf(cl)
+	h.e.mu.Lock()
+	defer h.e.mu.Unlock()
+	s.box.held = true
 	for i, f := range pk.Filters {
 		if codes[i] > packets.CodeGrantedQos2.Code {
 			continue
 		}
-		s.granted = append(s.granted, grant{
-			sub:   subscription{filter: strings.Clone(f.Filter), qos: codes[i], id: f.Identifier, asPublished: f.RetainAsPublished},
-			state: h.owed(s, f),
-		})
+		// Retain Handling (MQTT 5 §3.8.3.1): always, for new subscriptions, never.
+		state := f.RetainHandling == 0 || f.RetainHandling == 1 && !s.box.subscribed(f.Filter)
+		s.box.subscribe(subscription{
+			filter: strings.Clone(f.Filter), qos: codes[i], id: f.Identifier, asPublished: f.RetainAsPublished,
+		}, state, time.Now())
 	}
-}
-
-// owed reports whether f is sent what is retained (MQTT 5 §3.8.3.1, Retain
-// Handling).
-func (h *brokerHook) owed(s *session, f packets.Subscription) bool {
-	h.e.mu.Lock()
-	defer h.e.mu.Unlock()
-	return f.RetainHandling == 0 || f.RetainHandling == 1 && !s.box.subscribed(f.Filter)
 }
 
 // OnPacketProcessed follows the answer to a packet.
@@ -284,10 +280,7 @@ func (h *brokerHook) OnPacketProcessed(cl *mochi.Client, pk packets.Packet, _ er
 	s := sessionOf(cl)
 	h.e.mu.Lock()
 	defer h.e.mu.Unlock()
-	for _, g := range s.granted {
-		s.box.subscribe(g.sub, g.state, time.Now())
-	}
-	s.granted = nil
+	s.box.held = false
 	s.poke()
 }
 

@@ -28,8 +28,7 @@ type session struct {
 	done chan struct{} // closed when nothing of the session runs any more
 
 	// Owned by the goroutine that reads.
-	granted []grant // of the SUBSCRIBE being answered
-	clean   bool    // the device said DISCONNECT
+	clean bool // the device said DISCONNECT
 
 	// Embedded.mu guards what follows.
 	working bool          // the worker runs
@@ -42,12 +41,6 @@ type will struct {
 	payload []byte
 	qos     byte
 	retain  bool
-}
-
-// A grant is one subscription of a SUBSCRIBE that was accepted.
-type grant struct {
-	sub   subscription
-	state bool // send what is retained
 }
 
 // poke tells the worker to look again.
@@ -237,9 +230,13 @@ func (e *Embedded) work(s *session) {
 func (e *Embedded) take(s *session) (l letter, ok bool, ending *packets.Code) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if s.ending == nil || *s.ending == packets.ErrServerShuttingDown {
-		l, ok = s.box.next(time.Now())
+	if s.ending != nil && *s.ending != packets.ErrServerShuttingDown {
+		return letter{}, false, s.ending
 	}
+	if s.box.held { // not for long: hurry bounds the write of SUBACK
+		return letter{}, false, nil
+	}
+	l, ok = s.box.next(time.Now())
 	return l, ok, s.ending
 }
 

@@ -48,7 +48,8 @@ type mailbox struct {
 	queue    []letter          // oldest first; at most maxQueued commands and one state letter a topic
 	unacked  []letter          // oldest first
 	subs     []subscription
-	window   int // at most so many unacked
+	held     bool // a SUBSCRIBE is being answered: its SUBACK goes first
+	window   int  // at most so many unacked
 	lastID   uint16
 
 	lost *tally
@@ -130,6 +131,9 @@ func (b *mailbox) makeRoom(now time.Time) {
 // to it and, at QoS 1, the window has room. Commands nobody has subscribed to
 // yet wait for their SUBSCRIBE.
 func (b *mailbox) next(now time.Time) (l letter, ok bool) {
+	if b.held {
+		return letter{}, false
+	}
 	for i := 0; i < len(b.queue); {
 		l = b.queue[i]
 		sub, covered := b.cover(l.topic)
@@ -253,7 +257,7 @@ func (b *mailbox) subscribed(filter string) bool {
 // new connection gets it when it subscribes.
 func (b *mailbox) takeOver() {
 	b.queue = slices.DeleteFunc(append(b.unacked, b.queue...), func(l letter) bool { return l.state })
-	b.unacked, b.subs = nil, nil
+	b.unacked, b.subs, b.held = nil, nil, false
 }
 
 // close drops what a device that went away did not get.
@@ -267,5 +271,5 @@ func (b *mailbox) close(now time.Time) {
 			b.lost.add("absent")
 		}
 	}
-	b.queue, b.unacked, b.subs = nil, nil, nil
+	b.queue, b.unacked, b.subs, b.held = nil, nil, nil, false
 }
