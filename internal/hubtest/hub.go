@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -140,9 +141,17 @@ func (h *Hub) Serve(l net.Listener) error {
 // ServeWeb serves the web endpoint on l until Close, then returns nil.
 func (h *Hub) ServeWeb(l net.Listener) error {
 	h.mu.Lock()
-	h.webURL = cmp.Or(h.webURL, "http://"+l.Addr().String())
+	h.webURL = cmp.Or(h.webURL, "http://"+reachable(l.Addr()))
 	h.unlock()
 	return h.serve(l, h.webEndpoint())
+}
+
+// reachable is an address to dial on this machine.
+func reachable(a net.Addr) string {
+	if t, ok := a.(*net.TCPAddr); ok && t.IP.IsUnspecified() {
+		return net.JoinHostPort("localhost", strconv.Itoa(t.Port))
+	}
+	return a.String()
 }
 
 func (h *Hub) serve(l net.Listener, handler http.Handler) error {

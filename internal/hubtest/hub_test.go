@@ -363,20 +363,24 @@ func TestTCP(t *testing.T) {
 	if closed(err) != "close 1001" {
 		t.Errorf("ended with %v", err)
 	}
+	checkPaths(t, cfg, "https://"+devices.Addr().String(), "http://"+web.Addr().String())
+}
 
+func checkPaths(t *testing.T, cfg *tls.Config, devices, web string) {
+	t.Helper()
 	client := http.Client{
 		Transport:     &http.Transport{TLSClientConfig: cfg, DisableKeepAlives: true},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	for url, want := range map[string]int{
-		"https://" + devices.Addr().String() + "/status/alive":           200,
-		"https://" + devices.Addr().String() + "/wrong":                  301,
-		"https://" + devices.Addr().String() + "/socket/websocket":       400,
-		"http://" + web.Addr().String() + "/status/alive":                200,
-		"http://" + web.Addr().String() + "/socket/websocket":            404,
-		"http://" + web.Addr().String() + "/firmware/1/nothing.fw":       404,
-		"http://" + web.Addr().String() + "/api/socket/websocket":        400,
-		"http://" + web.Addr().String() + "/uploads/archives/nothing.fw": 404,
+		devices + "/status/alive":            200,
+		devices + "/wrong":                   301,
+		devices + "/socket/websocket":        400,
+		web + "/status/alive":                200,
+		web + "/socket/websocket":            404,
+		web + "/firmware/1/nothing.fw":       404,
+		web + "/api/socket/websocket":        400,
+		web + "/uploads/archives/nothing.fw": 404,
 	} {
 		res, err := client.Get(url)
 		if err != nil {

@@ -22,7 +22,7 @@ const (
 // A socket is one websocket: a device's, or an operator's (dev is nil).
 type socket struct {
 	hub  *Hub
-	born int // the how manieth of the hub's sockets
+	born int // orders the hub's sockets by age
 	ws   *websocket.Conn
 	out  *outbox
 	fin  chan struct{} // closed when read has ended
