@@ -97,6 +97,9 @@ func (c *core) online(client mqtt.Client) {
 	c.back = c.back || !c.rebootAt.IsZero()
 	c.publishLink()
 	c.release()
+	if c.greeted && c.update != nil && !c.update.word.terminal() {
+		c.publishUpdate() // it is not retained, and may have come while the device was away
+	}
 }
 
 // offline says the Bus does not see it any more. NervesHub is not told before
