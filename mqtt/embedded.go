@@ -9,6 +9,7 @@ import (
 	"maps"
 	"math"
 	"net"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -309,10 +310,17 @@ func (e *Embedded) Health() Health {
 	return h
 }
 
-// panicked is called by the listener.
+// contain is deferred where a panic is to cost one connection and no more.
+func (e *Embedded) contain() {
+	if r := recover(); r != nil {
+		e.panicked(r, debug.Stack())
+	}
+}
+
+// panicked is called by the listener, too.
 func (e *Embedded) panicked(what any, stack []byte) {
 	if e.lost.add("panic") == 1 {
-		e.log.Error("mqtt: a packet broke the decoder, its connection was closed; further ones are only counted",
+		e.log.Error("mqtt: a packet was too much, its connection was closed; further ones are only counted",
 			"panic", what, "stack", string(stack))
 	}
 }

@@ -374,3 +374,20 @@ func TestListenerClosed(t *testing.T) {
 		t.Fatalf("Run: %v", err)
 	}
 }
+
+// What breaks on one device's message costs that device its connection.
+func TestHandlerPanics(t *testing.T) {
+	onMemory(t, mqtt.EmbeddedConfig{}, func(t *testing.T, b *broker) {
+		b.received = func(string, string, []byte) error { panic("nonsense") }
+		other := b.device(rawConnect{id: "other"})
+		c := b.connect(rawConnect{id: "d", will: "nh/d/up/log", willPayload: "x"})
+		c.publish("nh/d/up/hello", "x", 1, 1, false)
+		c.gone(time.Second)
+		synctest.Wait()
+		other.alive()
+		b.expect(t, "other online v4 packet 0", "d online v4 packet 0", "d hello=x", "d log=x", "d offline")
+		if n := b.Health().Dropped["panic"]; n != 2 {
+			t.Errorf("%d panics counted", n)
+		}
+	})
+}

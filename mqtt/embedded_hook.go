@@ -88,13 +88,16 @@ func notAuthorized(format string, args ...any) *refusal {
 func unavailable(why packets.Code) *refusal { return &refusal{3, why, why.Reason} }
 
 // examine is what CONNECT must satisfy before it may take over a connection.
-func (h *brokerHook) examine(pk packets.Packet, w *will) *refusal {
-	c := pk.Connect
+func (h *brokerHook) examine(sock *socket, pk packets.Packet) *refusal {
+	c, w := pk.Connect, sock.will
+	owner, certified := sock.certificate()
 	switch {
 	case !ValidID(c.ClientIdentifier):
 		return badID(c.ClientIdentifier)
 	case c.UsernameFlag && string(c.Username) != c.ClientIdentifier:
 		return notAuthorized("user name is not the client id %s", c.ClientIdentifier)
+	case certified && owner != c.ClientIdentifier:
+		return notAuthorized("client id %s has the certificate of %.80q", c.ClientIdentifier, owner)
 	case pk.Properties.AuthenticationMethod != "":
 		return &refusal{5, packets.ErrBadAuthenticationMethod, "no authentication method is supported"}
 	case w == nil:
@@ -113,7 +116,7 @@ func (h *brokerHook) examine(pk packets.Packet, w *will) *refusal {
 // unlike it may say why not.
 func (h *brokerHook) OnConnect(cl *mochi.Client, pk packets.Packet) error {
 	sock := socketOf(cl)
-	if r := h.examine(pk, sock.will); r != nil {
+	if r := h.examine(sock, pk); r != nil {
 		return h.refuse(cl, r)
 	}
 	setKeepalive(cl)

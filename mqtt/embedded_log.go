@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	mochi "github.com/mochi-mqtt/server/v2"
 )
 
 // What a device can make the broker log, it can make it log a thousand times a
@@ -37,6 +39,9 @@ func (g guardedLog) Enabled(ctx context.Context, level slog.Level) bool {
 }
 
 func (g guardedLog) Handle(ctx context.Context, r slog.Record) error {
+	if r.Message == mochi.ErrMinimumKeepalive.Error() {
+		return nil // a device may ask for none
+	}
 	pass, suppressed := g.limit.take(r.Time)
 	if !pass {
 		return nil

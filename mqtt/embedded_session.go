@@ -3,7 +3,6 @@ package mqtt
 import (
 	"errors"
 	"net"
-	"runtime/debug"
 	"time"
 
 	mochi "github.com/mochi-mqtt/server/v2"
@@ -176,6 +175,7 @@ func (e *Embedded) finish(sock *socket) {
 // DISCONNECT. It comes at once, whatever will delay was asked for: the delay
 // ends with the session, and the session with the connection (MQTT 5 §3.1.3.2.2).
 func (e *Embedded) bequeath(s *session) {
+	defer e.contain()
 	if s.will == nil || s.clean {
 		return
 	}
@@ -197,18 +197,13 @@ func (e *Embedded) forgetClient(cl *mochi.Client) {
 // work writes what the mailbox of s lets go, until s ends.
 func (e *Embedded) work(s *session) {
 	defer close(s.idle)
-	defer func() {
-		if r := recover(); r != nil {
-			e.panicked(r, debug.Stack())
-			_ = s.sock.Close()
-		}
-	}()
+	defer s.sock.Close()
+	defer e.contain()
 	for {
 		l, ok, ending := e.take(s)
 		switch {
 		case ok:
 			if err := e.send(s, l); err != nil {
-				_ = s.sock.Close()
 				return
 			}
 		case ending != nil:

@@ -1,6 +1,7 @@
 package mqtt
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -103,7 +104,11 @@ func (l *listener) Serve(establish listeners.EstablishFn) {
 
 // serve runs c in a goroutine of its own, or closes it.
 func (l *listener) serve(c net.Conn, establish listeners.EstablishFn) {
-	if t, ok := c.(*net.TCPConn); ok { // a device that lost its power is noticed within 30 s
+	raw := c
+	if t, ok := c.(*tls.Conn); ok {
+		raw = t.NetConn()
+	}
+	if t, ok := raw.(*net.TCPConn); ok { // a device that lost its power is noticed within 30 s
 		_ = t.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3})
 	}
 	s, err := l.admit(c)
@@ -241,6 +246,20 @@ func sane(head []byte) (ok, done bool) {
 		}
 	}
 	return len(head) < 5, false
+}
+
+// certificate is the common name of the client certificate that a TLS listener
+// has asked for and verified.
+func (s *socket) certificate() (name string, ok bool) {
+	t, ok := s.Conn.(*tls.Conn)
+	if !ok {
+		return "", false
+	}
+	chains := t.ConnectionState().VerifiedChains
+	if len(chains) == 0 {
+		return "", false
+	}
+	return chains[0][0].Subject.CommonName, true
 }
 
 // Write waits for the peer at most limits.write. A packet half written cannot
