@@ -72,6 +72,7 @@ func (deviceChannel) receive(s *socket, _ *channel, now time.Time, f Frame) cras
 		s.hub.say(d.id, "status "+string(f.Payload))
 		return d.status(now, f.Payload, &s.hub.group)
 	case "fwup_progress", "update_progress":
+		s.hub.say(d.id, "progress "+string(f.Payload))
 		return d.progress(now, f.Payload)
 	case "firmware_validated":
 		s.hub.say(d.id, "firmware validated")

@@ -1,10 +1,10 @@
 package hubtest
 
 import (
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"time"
 
@@ -91,38 +91,19 @@ func (h *Hub) report(id, text string) {
 	h.say(id, text)
 }
 
-// tlsConfig is the registry's, with the refusals asked for by Refuse that
-// happen inside the handshake.
-func (h *Hub) tlsConfig() *tls.Config {
-	cfg := h.cfg.Auth.TLS(h.cfg.Certificate)
-	inner := cfg.GetConfigForClient
-	cfg.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-		c, err := inner(hello)
-		if err != nil {
-			return nil, err
-		}
-		verify := c.VerifyConnection
-		c.VerifyConnection = func(cs tls.ConnectionState) error {
-			if len(cs.PeerCertificates) == 0 {
-				return verify(cs)
-			}
-			id := cs.PeerCertificates[0].Subject.CommonName
-			switch {
-			case h.refuses(id, RefuseShed):
-				hello.Conn.Close()
-				return errors.New("hubtest: shed")
-			case h.refuses(id, RefuseAlert):
-				// Refused as a deleted device is, with NervesHub's alert.
-				h.cfg.Auth.AddDevice(id)
-				h.cfg.Auth.DeleteDevice(id)
-				defer h.cfg.Auth.AddDevice(id)
-			}
-			return verify(cs)
-		}
-		return c, nil
+// refuseCertificate refuses inside the handshake whom Refuse asked for.
+func (h *Hub) refuseCertificate(id string, c net.Conn) error {
+	switch {
+	case h.refuses(id, RefuseShed):
+		c.Close()
+		return errAsked
+	case h.refuses(id, RefuseAlert):
+		return errAsked
 	}
-	return cfg
+	return nil
 }
+
+var errAsked = errors.New("hubtest: refused as asked")
 
 // refusal is the HTTP answer to the next dial of a device, if it is refused.
 func (h *Hub) refusal(id string) *auth.Refusal {

@@ -133,7 +133,7 @@ func (h *Hub) Serve(l net.Listener) error {
 	h.unlock()
 	l = gate
 	if len(h.cfg.Certificate.Certificate) > 0 {
-		l = tls.NewListener(l, h.tlsConfig())
+		l = tls.NewListener(l, h.cfg.Auth.TLS(h.cfg.Certificate, h.refuseCertificate))
 	}
 	return h.serve(l, h.deviceEndpoint())
 }
@@ -172,7 +172,7 @@ func (h *Hub) serve(l net.Listener, handler http.Handler) error {
 	h.mu.Lock()
 	if h.closed {
 		h.unlock()
-		return errors.Join(l.Close(), http.ErrServerClosed)
+		return l.Close()
 	}
 	h.servers = append(h.servers, srv)
 	h.wg.Add(1)

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -176,7 +177,8 @@ func TestRefusals(t *testing.T) {
 func TestShedOfAnyDevice(t *testing.T) {
 	bubble(t, Config{}, func(t *testing.T, w *world) {
 		w.Refuse("", RefuseShed, 1)
-		if _, _, err := w.tryDial("a"); !errors.Is(err, io.EOF) {
+		// Whether the client notices when it writes or when it reads is chance.
+		if _, _, err := w.tryDial("a"); !errors.Is(err, io.EOF) && !errors.Is(err, syscall.EPIPE) {
 			t.Errorf("got %v", err)
 		}
 		w.dial("a").hangUp()
@@ -315,7 +317,7 @@ func TestCloseEndsEverything(t *testing.T) {
 		w.end()
 		a.want("cut")
 		b.want("cut")
-		if err := w.Serve(w.dials); !errors.Is(err, http.ErrServerClosed) {
+		if err := w.Serve(w.dials); err != nil {
 			t.Errorf("Serve after Close: %v", err)
 		}
 	})

@@ -181,7 +181,7 @@ func newWorld(t *testing.T) *world {
 	w.addr = l.Addr().String()
 	srv := httptest.NewUnstartedServer(handler)
 	srv.Listener.Close()
-	srv.Listener = tls.NewListener(Listener(l), w.TLS(server))
+	srv.Listener = tls.NewListener(Listener(l), w.TLS(server, nil))
 	srv.Config.ErrorLog = quiet()
 	srv.Start()
 	t.Cleanup(srv.Close)

@@ -164,7 +164,7 @@ func TestShedConnection(t *testing.T) {
 	g.Shed(1)
 	srv := &http.Server{Handler: http.NotFoundHandler(), ErrorLog: quiet()}
 	served := make(chan error, 1)
-	go func() { served <- srv.Serve(tls.NewListener(g, New().TLS(server))) }()
+	go func() { served <- srv.Serve(tls.NewListener(g, New().TLS(server, nil))) }()
 	defer func() { srv.Close(); <-served }()
 	dial := func() error {
 		c, err := net.Dial("tcp", l.Addr().String())

@@ -7,6 +7,7 @@ import (
 	"encoding/asn1"
 	"errors"
 	"fmt"
+	"net"
 	"strconv"
 	"time"
 )
@@ -22,10 +23,10 @@ const (
 const advertisedCAs = 121
 
 // TLS returns the configuration of the device endpoint: TLS 1.2 (see
-// EnableTLS13), http/1.1, a client certificate asked for but not required, no
-// session tickets. Used on a connection from Listener, a refused certificate is
+// EnableTLS13), http/1.1, a client certificate asked for but not required, no session
+// tickets. before, if not nil, is asked first. On a connection from Listener a refused certificate is
 // answered with NervesHub's alert; elsewhere with the one Go sends.
-func (r *Registry) TLS(server tls.Certificate) *tls.Config {
+func (r *Registry) TLS(server tls.Certificate, before Before) *tls.Config {
 	base := &tls.Config{
 		Certificates:           []tls.Certificate{server},
 		NextProtos:             []string{"http/1.1"},
@@ -37,13 +38,17 @@ func (r *Registry) TLS(server tls.Certificate) *tls.Config {
 	}
 	cfg := base.Clone()
 	cfg.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-		return r.configFor(base, hello), nil
+		return r.configFor(base, hello, before), nil
 	}
 	return cfg
 }
 
+// A Before is asked about a certificate before the rules are; an error refuses
+// it as they would. It may close the connection instead.
+type Before func(commonName string, c net.Conn) error
+
 // configFor binds the checks to one connection, so that it can choose the alert.
-func (r *Registry) configFor(base *tls.Config, hello *tls.ClientHelloInfo) *tls.Config {
+func (r *Registry) configFor(base *tls.Config, hello *tls.ClientHelloInfo, before Before) *tls.Config {
 	cfg := base.Clone()
 	r.mu.Lock()
 	if r.tls13 {
@@ -58,7 +63,13 @@ func (r *Registry) configFor(base *tls.Config, hello *tls.ClientHelloInfo) *tls.
 		if len(cs.PeerCertificates) == 0 {
 			return nil
 		}
-		err := r.verify(cs.PeerCertificates, time.Now())
+		var err error
+		if before != nil {
+			err = before(commonName(cs.PeerCertificates[0]), hello.Conn)
+		}
+		if err == nil {
+			err = r.verify(cs.PeerCertificates, time.Now())
+		}
 		if err == nil {
 			return nil
 		}
