@@ -197,8 +197,10 @@ func waitFor(c <-chan struct{}, d time.Duration) bool {
 // device [ErrAbsent], [ErrTooLarge] or [ErrQueueFull], which also meets a
 // 65th retained name.
 //
-// A command for a connected device waits until the device has subscribed to
-// it, or until it expires.
+// A command for a connected device waits until the device has subscribed to it.
+// If it expires first it is dropped, and so it is if the device leaves before
+// it has acknowledged it; both are counted. A device that connects again before
+// its old connection ended has not left.
 func (e *Embedded) Publish(m Message) error {
 	topic := e.topics.Of(m)
 	if !validTopic(topic) || m.Name == "" || m.Device != "" && !ValidID(m.Device) {
@@ -293,8 +295,10 @@ func (e *Embedded) release(device string, b *mailbox) {
 }
 
 // Health implements [Bus]. The reasons of Dropped are absent, acl, expired,
-// offline, panic, queue_full, retained, too_large and unsubscribed; acl counts
-// subscriptions refused, too, and panic packets that broke the decoder.
+// offline, panic, queue_full, retained, too_large and unsubscribed. acl counts
+// refused subscriptions, too; panic, packets that were too much for the decoder
+// or the Handler; unsubscribed, commands a full queue dropped because a device
+// that has subscribed did not subscribe to them.
 func (e *Embedded) Health() Health {
 	h := Health{Err: e.ln.failure(), Dropped: e.lost.all()}
 	e.mu.Lock()

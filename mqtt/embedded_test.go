@@ -161,13 +161,15 @@ func (b *broker) socket() *rawClient {
 	return newRawClient(b.t, c)
 }
 
-// connect dials and fails unless CONNECT is accepted without a session.
+// connect dials and fails unless CONNECT is accepted without a session. The
+// Handler has heard Online when it returns.
 func (b *broker) connect(o rawConnect) *rawClient {
 	b.t.Helper()
 	c := b.socket()
 	if ack := c.hello(o); ack[0] != 0 || ack[1] != 0 {
 		b.t.Fatalf("CONNACK %x", ack)
 	}
+	c.alive()
 	return c
 }
 
