@@ -202,8 +202,10 @@ func (e *External) add(it externalItem) error {
 	}
 	err := e.queue.add(it)
 	if err != nil {
-		e.dropped["expired"] += e.queue.sweep(now)
-		err = e.queue.add(it)
+		if n := e.queue.sweep(now); n > 0 {
+			e.dropped["expired"] += n
+			err = e.queue.add(it)
+		}
 	}
 	if err != nil {
 		return err

@@ -118,7 +118,8 @@ type externalConn struct {
 	net.Conn          // what MQTT is spoken over
 	raw      net.Conn // the socket below it
 	filters  atomic.Int32
-	quiet    atomic.Bool // DISCONNECT was sent, nothing may follow (§3.14.4-2)
+	quiet    atomic.Bool  // DISCONNECT was sent, nothing may follow (§3.14.4-2)
+	patience atomic.Int64 // how long a write may take
 
 	// Owned by the reader.
 	in        *bufio.Reader
@@ -132,7 +133,9 @@ type externalConn struct {
 }
 
 func newExternalConn(conn, raw net.Conn) *externalConn {
-	return &externalConn{Conn: conn, raw: raw, in: bufio.NewReader(conn), larges: map[uint64]struct{}{}}
+	c := &externalConn{Conn: conn, raw: raw, in: bufio.NewReader(conn), larges: map[uint64]struct{}{}}
+	c.patience.Store(int64(externalWrite))
+	return c
 }
 
 // Read hands on checked packets only, and nothing after an error.
@@ -260,12 +263,12 @@ func (c *externalConn) large(n uint64) bool {
 	return ok
 }
 
-// Write takes at most externalWrite.
+// Write takes at most externalWrite, or what hurry said.
 func (c *externalConn) Write(p []byte) (int, error) {
 	if c.quiet.Load() {
 		return len(p), nil
 	}
-	if err := c.Conn.SetWriteDeadline(time.Now().Add(externalWrite)); err != nil {
+	if err := c.Conn.SetWriteDeadline(time.Now().Add(time.Duration(c.patience.Load()))); err != nil {
 		return 0, c.fail(err)
 	}
 	n, err := c.Conn.Write(p)
@@ -292,13 +295,17 @@ func (c *externalConn) end(why error) {
 	c.raw.Close()
 }
 
-// disconnect sends DISCONNECT, and nothing after it.
-func (c *externalConn) disconnect() {
-	if c.quiet.Swap(true) {
-		return
-	}
-	c.Conn.SetWriteDeadline(time.Now().Add(externalGoodbye / 2)) // hurries a write under way, too
-	c.Conn.Write([]byte{0xe0, 0})
+// hurry gives writes, one under way included, no more than limit.
+func (c *externalConn) hurry(limit time.Duration) {
+	c.patience.Store(int64(limit))
+	_ = c.Conn.SetWriteDeadline(time.Now().Add(limit))
+}
+
+// disconnect sends DISCONNECT after acks, and nothing after it.
+func (c *externalConn) disconnect(acks []byte) {
+	c.quiet.Store(true)
+	_ = c.Conn.SetWriteDeadline(time.Now().Add(time.Duration(c.patience.Load())))
+	_, _ = c.Conn.Write(append(acks, 0xe0, 0))
 }
 
 // fail notes err, if it is the first, and returns the first.

@@ -9,15 +9,16 @@ import (
 	"time"
 
 	paho "github.com/eclipse/paho.mqtt.golang"
+	"github.com/eclipse/paho.mqtt.golang/packets"
 )
 
 const (
 	externalKeepAlive = 30 * time.Second
 	externalPing      = 10 * time.Second // to a PINGRESP, or the connection is dead
 	externalSubscribe = 10 * time.Second // to a SUBACK
-	externalGoodbye   = time.Second      // to the broker's close after DISCONNECT
+	externalGoodbye   = time.Second / 2  // for PUBACKs and DISCONNECT, and then to the broker's close
 	externalWindow    = 32               // messages published and not acknowledged by the broker
-	externalAcks      = 128              // messages accepted and not yet acknowledged to the broker
+	externalAcks      = 1<<16 - 1        // messages accepted and not yet acknowledged: every packet identifier
 	externalClears    = 1024             // clearings under way
 )
 
@@ -30,9 +31,13 @@ type externalLink struct {
 	ctx     context.Context
 	conn    *externalConn
 	client  paho.Client
-	acks    chan paho.Message // accepted, to be acknowledged
-	lost    chan error        // paho's last word: all its goroutines have ended
-	refused chan error        // what Received returned
+	flush   chan struct{} // closed externalFlush after the end of ctx
+	lost    chan error    // paho's last word: all its goroutines have ended
+	refused chan error    // what Received returned
+
+	ackWake chan struct{} // there is something in acks
+	mu      sync.Mutex    // guards acks
+	acks    []byte        // PUBACKs, and PUBRECs, to be written
 
 	// Owned by run.
 	sent []externalSent // oldest first
@@ -58,8 +63,8 @@ func (e *External) serve(ctx context.Context, h Handler) (up time.Duration, err 
 	}
 	l := &externalLink{
 		e: e, h: h, ctx: ctx, conn: conn,
-		acks: make(chan paho.Message, externalAcks), lost: make(chan error, 1), refused: make(chan error, 1),
-		cleared: map[string]struct{}{},
+		flush: make(chan struct{}), lost: make(chan error, 1), refused: make(chan error, 1),
+		ackWake: make(chan struct{}, 1), cleared: map[string]struct{}{},
 	}
 	l.client = paho.NewClient(l.options())
 	stop := context.AfterFunc(ctx, func() { conn.end(ctx.Err()) })
@@ -80,7 +85,7 @@ func (l *externalLink) options() *paho.ClientOptions {
 		SetClientID(c.ClientID).SetUsername(c.Username).SetPassword(c.Password).
 		SetCleanSession(false). // the broker keeps what devices publish while we are away
 		SetAutoReconnect(false).SetConnectRetry(false).
-		SetStore(paho.NewOrderedMemoryStore()).
+		SetStore(externalStore{}).
 		SetKeepAlive(externalKeepAlive).SetPingTimeout(externalPing).
 		SetConnectTimeout(externalDial).SetWriteTimeout(externalWrite).
 		SetOrderMatters(true).SetAutoAckDisabled(true).
@@ -97,9 +102,8 @@ func (l *externalLink) options() *paho.ClientOptions {
 // run serves an accepted connection until nothing of it is left.
 func (l *externalLink) run(session bool) (up time.Duration, err error) {
 	start := time.Now()
-	var wg sync.WaitGroup
-	done := make(chan struct{})
-	wg.Go(func() { l.acknowledge(done) })
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() { defer close(stopped); l.acknowledge(stop) }()
 	doing := "subscribe: "
 	if err = l.subscribe(); err == nil {
 		l.e.log.Info("connected to the broker", "broker", l.e.broker.Redacted(), "session", session)
@@ -110,11 +114,12 @@ func (l *externalLink) run(session bool) (up time.Duration, err error) {
 	if why := l.conn.failed(); why != nil && why != errExternalEnded {
 		err = why // the cause of what paho says
 	}
+	close(stop)
+	l.conn.hurry(externalGoodbye)
+	<-stopped
 	if !l.gone {
 		l.goodbye()
 	}
-	close(done)
-	wg.Wait()
 	var unacked []externalItem
 	for _, s := range l.sent {
 		unacked = append(unacked, s.externalItem)
@@ -181,13 +186,16 @@ func (l *externalLink) wait(done <-chan struct{}, limit time.Duration) error {
 func (l *externalLink) pump() error {
 	settled := time.NewTimer(externalSettled)
 	defer settled.Stop()
+	defer context.AfterFunc(l.ctx, func() {
+		l.e.close()
+		time.AfterFunc(externalFlush, func() { close(l.flush) })
+	})()
 	end := l.ctx.Done()
-	var flush <-chan time.Time
 	for {
 		if err := l.fill(); err != nil {
 			return err
 		}
-		if flush != nil && len(l.sent) == 0 {
+		if end == nil && len(l.sent) == 0 {
 			return l.ctx.Err()
 		}
 		select {
@@ -206,9 +214,7 @@ func (l *externalLink) pump() error {
 			return err
 		case <-end:
 			end = nil
-			l.e.close()
-			flush = time.After(externalFlush)
-		case <-flush:
+		case <-l.flush:
 			return l.ctx.Err()
 		}
 	}
@@ -227,6 +233,11 @@ func (l *externalLink) oldest() <-chan struct{} {
 // the socket, no longer.
 func (l *externalLink) fill() error {
 	for len(l.sent) < externalWindow {
+		select {
+		case <-l.flush:
+			return l.ctx.Err()
+		default:
+		}
 		it, ok := l.e.take()
 		if !ok {
 			return nil
@@ -244,10 +255,11 @@ func (l *externalLink) fill() error {
 	return nil
 }
 
-// goodbye ends the connection from our side. DISCONNECT keeps the broker from
-// publishing the will; the broker then closes (§3.14.4).
+// goodbye ends the connection from our side, after what was accepted is
+// acknowledged. DISCONNECT keeps the broker from publishing the will; the
+// broker then closes (§3.14.4).
 func (l *externalLink) goodbye() {
-	l.conn.disconnect()
+	l.conn.disconnect(l.takeAcks())
 	select {
 	case <-l.lost:
 	case <-time.After(externalGoodbye):
@@ -257,116 +269,17 @@ func (l *externalLink) goodbye() {
 	l.gone = true
 }
 
-// acknowledge sends PUBACKs beside the router: were they sent from it, a
-// broker that writes before it reads on would wait for us and we for it.
-func (l *externalLink) acknowledge(done <-chan struct{}) {
-	for {
-		select {
-		case m := <-l.acks:
-			m.Ack()
-		case <-done:
-			return
-		}
-	}
-}
+// externalStore keeps nothing: a paho client lives for one connection, what is
+// unacknowledged waits in externalLink.sent, and what has come in would be held
+// until paho acknowledges it.
+type externalStore struct{}
 
-// receive takes one message from the broker, on paho's router goroutine.
-func (l *externalLink) receive(_ paho.Client, m paho.Message) {
-	l.publishes++
-	large := l.conn.large(l.publishes)
-	if l.stopped || l.ctx.Err() != nil {
-		return // the broker keeps it
-	}
-	if err := l.handle(m, large); err != nil {
-		l.stopped = true
-		l.refused <- err
-		return
-	}
-	if m.Qos() > 0 {
-		l.acks <- m
-	}
-}
+var _ paho.Store = externalStore{}
 
-// handle tells the Handler what m says. An error leaves m unacknowledged.
-func (l *externalLink) handle(m paho.Message, large bool) error {
-	e, topic := l.e, m.Topic()
-	device, name, ok := e.c.Up(topic)
-	switch {
-	case topic == e.c.Prefix+"/gateway":
-		if e.c.OnGateway != nil && !large {
-			e.c.OnGateway(m.Payload())
-		}
-	case !ok:
-		e.count("bad_topic")
-	case m.Retained() && name != "online":
-		l.clear(device, name, topic)
-	case large:
-		e.count("too_large")
-		l.h.Refused(device, name, ErrTooLarge)
-	case name == "online":
-		l.presence(device, string(m.Payload()), m.Retained())
-	case len(m.Payload()) == 0 && l.echo(topic):
-	default:
-		return l.received(device, name, m)
-	}
-	return nil
-}
-
-func (l *externalLink) received(device, name string, m paho.Message) error {
-	fresh, ok := l.e.arrive(device)
-	if !ok {
-		return nil
-	}
-	if fresh {
-		l.h.Online(device, Client{})
-	}
-	err := l.h.Received(device, name, m.Payload())
-	if err != nil && m.Qos() == 0 {
-		l.e.count("refused") // nobody would send it again
-		return nil
-	}
-	return err
-}
-
-// presence reads an up/online. The retained one comes with every subscription
-// and says nothing new about a device that is there already; an empty one is
-// somebody clearing the topic.
-func (l *externalLink) presence(device, payload string, retained bool) {
-	switch payload {
-	case "1":
-		if fresh, ok := l.e.arrive(device); ok && (fresh || !retained) {
-			l.h.Online(device, Client{})
-		}
-	case "0", "":
-		if l.e.leave(device) {
-			l.h.Offline(device)
-		}
-	default:
-		l.e.count("bad_presence")
-		l.h.Refused(device, "online", ErrPresence)
-	}
-}
-
-// clear removes a message somebody has retained below up/. A broker shows the
-// retain flag only to a new subscription (§3.3.1-8, -9), so it is seen after
-// our next SUBSCRIBE. It goes at QoS 0: if it is lost, that happens again.
-func (l *externalLink) clear(device, name, topic string) {
-	l.e.count("retained")
-	l.h.Refused(device, name, ErrRetained)
-	if len(l.cleared) >= externalClears {
-		return
-	}
-	l.e.mu.Lock()
-	defer l.e.mu.Unlock()
-	if l.e.add(externalItem{Message: Message{Device: device, Name: name, Retain: true}, topic: topic}) == nil {
-		l.cleared[topic] = struct{}{}
-	}
-}
-
-// echo reports whether an empty message is our own clearing of topic, which
-// MQTT 3.1.1 cannot keep from coming back.
-func (l *externalLink) echo(topic string) bool {
-	_, ours := l.cleared[topic]
-	delete(l.cleared, topic)
-	return ours
-}
+func (externalStore) Open()                             {}
+func (externalStore) Put(string, packets.ControlPacket) {}
+func (externalStore) Get(string) packets.ControlPacket  { return nil }
+func (externalStore) All() []string                     { return nil }
+func (externalStore) Del(string)                        {}
+func (externalStore) Close()                            {}
+func (externalStore) Reset()                            {}
