@@ -22,7 +22,7 @@ check:
 
 # One static binary without paths of this machine in it.
 build:
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o ganglion ./cmd/ganglion
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.release=$(VERSION)' -o ganglion ./cmd/ganglion
 
 # Every fuzz target for FUZZ each; go test takes one target of one package at a time.
 fuzz:

@@ -25,7 +25,7 @@ trap 'test -z "$sub" || kill -KILL -- "-$sub" 2>/dev/null || true; cat "$work"/h
 say() { # NAME PAYLOAD [OPTION]...
 	local who=(-i "$ID")
 	test "${FOREIGN:-}" != 1 || who=()
-	mosquitto_pub -h "$HOST" -p "$PORT" -V "$PROTOCOL" ${who[@]+"${who[@]}"} -q 1 -t "$up/$1" -m "$2" "${@:3}"
+	mosquitto_pub -h "$HOST" -p "$PORT" -V "$PROTOCOL" -u "$ID" ${who[@]+"${who[@]}"} -q 1 -t "$up/$1" -m "$2" "${@:3}"
 	echo "say $1 $2"
 }
 
@@ -34,7 +34,7 @@ listen() { # until it is killed; a version 5 mosquitto_sub ends when it is taken
 	test "${FOREIGN:-}" != 1 || will=(--will-topic "$up/online" --will-payload 0 --will-qos 1 --will-retain)
 	while :; do
 		# retain flag, topic, expiry of the message (MQTT 5), payload
-		mosquitto_sub -h "$HOST" -p "$PORT" -V "$PROTOCOL" -i "$ID" -q 1 -t "$down/#" -t nh/gateway \
+		mosquitto_sub -h "$HOST" -p "$PORT" -V "$PROTOCOL" -u "$ID" -i "$ID" -q 1 -t "$down/#" -t nh/gateway \
 			${will[@]+"${will[@]}"} -F 'hear %r %t [%E] %p' || true
 		sleep 0.5
 	done

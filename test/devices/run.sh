@@ -66,11 +66,14 @@ gateway() {
 	ready "$work/$1.log" 'msg=ready ' >"$work/$1.ready"
 }
 
-# mosquitto starts Debian's on a free port, and sets $port.
+# mosquitto_on_loopback starts one on a free port, and sets $port. The rules are
+# those for operators; a user name is taken for what it says.
 mosquitto_on_loopback() {
+	install -m 644 ../../deploy/mosquitto.acl "$work/acl"
+	chmod 755 "$work"
 	for _ in 1 2 3 4 5; do
 		port=$((20000 + RANDOM % 12000))
-		printf 'listener %d 127.0.0.1\nallow_anonymous true\npersistence false\n' "$port" >"$work/mosquitto.conf"
+		printf 'listener %d 127.0.0.1\nallow_anonymous true\npersistence false\nacl_file %s\n' "$port" "$work/acl" >"$work/mosquitto.conf"
 		mosquitto -c "$work/mosquitto.conf" >"$work/mosquitto.log" 2>&1 &
 		local pid=$!
 		if ready "$work/mosquitto.log" 'running|Address already in use' | grep -q running; then
@@ -178,16 +181,28 @@ round embedded
 stop embedded
 
 mosquitto_on_loopback
-gateway foreign "{external: {url: \"mqtt://127.0.0.1:$port\"}}"
+gateway foreign "{external: {url: \"mqtt://127.0.0.1:$port\", username: ganglion}}"
 round foreign
 # What is retained on the foreign broker: state, and no command and no update.
-kept=$(mosquitto_sub -h 127.0.0.1 -p "$port" -t 'nh/#' --retained-only -W 2 -F %t 2>/dev/null || true)
+kept=$(mosquitto_sub -h 127.0.0.1 -p "$port" -u ganglion -t 'nh/#' --retained-only -W 2 -F %t 2>/dev/null || true)
 if unexpected=$(grep -v -E '^nh/gateway$|^nh/[^/]*/(down/link|up/online)$' <<<"$kept") || ! grep -q '/down/link$' <<<"$kept"; then
 	failed=$((failed + 1))
 	echo "FAIL foreign: retained on the broker: ${unexpected:-no link}"
 else
 	passed=$((passed + 1))
 	echo "PASS foreign: only state is retained on the broker"
+fi
+# The rules: a device may read its own topics and the gateway's, of all there are.
+mosquitto_pub -h 127.0.0.1 -p "$port" -u foreign-paho-c-311 -q 1 -r -t nh/foreign-mqttjs-311/up/online -m 2
+seen=$(mosquitto_sub -h 127.0.0.1 -p "$port" -u foreign-paho-c-311 -t 'nh/#' -t nh/foreign-mqttjs-311/up/online \
+	--retained-only -W 2 -F '%t' 2>/dev/null | sort -u | tr '\n' ' ' || true)
+kept=$(mosquitto_sub -h 127.0.0.1 -p "$port" -u ganglion -t nh/foreign-mqttjs-311/up/online --retained-only -C 1 -W 2 || true)
+if test "$seen" = 'nh/foreign-paho-c-311/down/link nh/gateway ' && test "$kept" != 2; then
+	passed=$((passed + 1))
+	echo "PASS foreign: deploy/mosquitto.acl keeps a device to its own topics"
+else
+	failed=$((failed + 1))
+	echo "FAIL foreign: with deploy/mosquitto.acl a device sees $seen, and another's up/online says $kept"
 fi
 stop foreign
 

@@ -20,7 +20,7 @@ class Boot {
 
   async start(validated) {
     this.client = await mqtt.connectAsync({
-      host: HOST, port: Number(PORT), clientId: ID, clean: true, reconnectPeriod: 0,
+      host: HOST, port: Number(PORT), clientId: ID, username: ID, clean: true, reconnectPeriod: 0,
       protocolVersion: five ? 5 : 4,
       ...(five ? {properties: {receiveMaximum: 4, maximumPacketSize: 4096}} : {}),
       ...(foreign ? {will: {topic: `${up}/online`, payload: "0", qos: 1, retain: true}} : {}),

@@ -79,6 +79,7 @@ static void boot(int validated) {
 	MQTTClient_willOptions will = MQTTClient_willOptions_initializer;
 	options.MQTTVersion = MQTTVERSION_3_1_1;
 	options.cleansession = 1;
+	options.username = id;
 	options.keepAliveInterval = 20;
 	snprintf(topic, sizeof topic, "nh/%s/up/online", id);
 	will.topicName = topic;
