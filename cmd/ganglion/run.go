@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
@@ -29,7 +30,10 @@ func runCommand() *cobra.Command {
 			defer stop()
 			g, err := gateway.New(config, gateway.Options{
 				Version: version(), Log: config.Log.Logger(os.Stderr),
-				Ready: func(gateway.Addrs) { daemon.SdNotify(false, daemon.SdNotifyReady) }, // no systemd is fine
+				Ready: func(a gateway.Addrs) {
+					sayReady(os.Stderr, config.Log, a)
+					daemon.SdNotify(false, daemon.SdNotifyReady) // no systemd is fine
+				},
 			})
 			if err != nil {
 				return err
@@ -41,6 +45,19 @@ func runCommand() *cobra.Command {
 	}
 	configFlag(cmd, &file)
 	return cmd
+}
+
+// sayReady prints the line that those wait for who start the gateway, where the
+// log is too quiet to have it.
+func sayReady(w io.Writer, l gateway.Log, a gateway.Addrs) {
+	switch {
+	case l.Level == "debug" || l.Level == "info":
+	case l.Format == "json":
+		l.Level = "info"
+		l.Logger(w).Info("ready", "mqtt", a.MQTT, "web", a.Web)
+	default:
+		fmt.Fprintf(w, "ready mqtt=%s web=%s\n", a.MQTT, a.Web)
+	}
 }
 
 func checkCommand() *cobra.Command {
