@@ -229,8 +229,15 @@ func hostile(t *testing.T, script func(conn net.Conn)) *memnet.Listener {
 	return l
 }
 
+// grant answers the SUBSCRIBE that comes next.
+func grant(conn net.Conn) {
+	if _, err := packets.ReadPacket(conn); err == nil {
+		conn.Write([]byte{0x90, 4, 0, 1, 1, 1})
+	}
+}
+
 func TestExternalHostileBroker(t *testing.T) {
-	suback := []byte{0x90, 4, 0, 1, 1, 1}
+	// Each is sent after the SUBSCRIBE was granted.
 	for _, tt := range []struct {
 		name string
 		sent []byte
@@ -243,11 +250,11 @@ func TestExternalHostileBroker(t *testing.T) {
 		{"a client's packet", []byte{0xc0, 0}, "packet type 12"},
 		{"QoS 3", []byte{0x36, 4, 0, 1, 'a', 'b'}, "PUBLISH"},
 		{"a topic longer than its packet", []byte{0x30, 0x80, 0x80, 0x20, 0xff, 0xff}, ""},
-		{"an acknowledgement of nothing", append(slices.Clone(suback), 0x40, 2, 0xff, 0xff), ""},
+		{"an acknowledgement of nothing", []byte{0x40, 2, 0xff, 0xff}, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				l := hostile(t, func(conn net.Conn) { conn.Write(tt.sent) })
+				l := hostile(t, func(conn net.Conn) { grant(conn); conn.Write(tt.sent) })
 				var before, after runtime.MemStats
 				runtime.ReadMemStats(&before)
 				g := run(t, external(t, mqtt.ExternalConfig{Topics: mqtt.Topics{Prefix: "nh"}, URL: "tcp://b", ClientID: "g", Dial: l.Dial}), new(recorder))
@@ -298,7 +305,7 @@ func TestExternalEnd(t *testing.T) {
 	t.Run("stalled", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			stalled := make(chan struct{})
-			l := hostile(t, func(conn net.Conn) { conn.Write([]byte{0x90, 4, 0, 1, 1, 1}); <-stalled })
+			l := hostile(t, func(conn net.Conn) { grant(conn); <-stalled })
 			g := run(t, external(t, mqtt.ExternalConfig{Topics: mqtt.Topics{Prefix: "nh"}, URL: "tcp://b", ClientID: "g", Dial: l.Dial}), new(recorder))
 			g.up(t)
 			for i := range 32 {
@@ -323,7 +330,7 @@ func TestExternalBothWays(t *testing.T) {
 		large := make([]byte, 16<<10)
 		written := make(chan struct{})
 		l := hostile(t, func(conn net.Conn) {
-			conn.Write([]byte{0x90, 4, 0, 1, 1, 1})
+			grant(conn)
 			for i := range n {
 				p := packets.NewControlPacket(packets.Publish).(*packets.PublishPacket)
 				p.TopicName, p.Qos, p.MessageID, p.Payload = fmt.Sprintf("nh/d%d/up/shell", i%4), 1, uint16(i+1), large
