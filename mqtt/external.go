@@ -30,11 +30,11 @@ const (
 // ExternalConfig says which broker and as whom.
 type ExternalConfig struct {
 	Topics
-	URL      string      // mqtt tcp (1883), mqtts ssl tls (8883), ws (80), wss (443) ://HOST[:PORT][/PATH]
+	URL      string      // mqtt://HOST[:1883], or mqtts://HOST[:8883] for TLS
 	ClientID string      // fixed: the broker keeps this client's session under it
 	Username string      // "" is anonymous
 	Password string      // only with a Username (MQTT 3.1.1 §3.1.2.9)
-	TLS      *tls.Config // for mqtts, ssl, tls and wss; nil is the system's roots
+	TLS      *tls.Config // for mqtts; nil is the system's roots
 	Will     Message     // published by the broker, retained, when the gateway is lost; without a Name there is none
 	Log      *slog.Logger
 	// OnGateway is called, in order, with every message on <prefix>/gateway:
@@ -110,9 +110,7 @@ func NewExternal(c ExternalConfig) (*External, error) {
 }
 
 // externalPorts are the schemes and where such brokers listen.
-var externalPorts = map[string]string{
-	"mqtt": "1883", "tcp": "1883", "mqtts": "8883", "ssl": "8883", "tls": "8883", "ws": "80", "wss": "443",
-}
+var externalPorts = map[string]string{"mqtt": "1883", "mqtts": "8883"}
 
 // externalURL reads a broker's address. Its errors do not repeat the URL,
 // which may hold a password.
@@ -124,7 +122,7 @@ func externalURL(s string) (*url.URL, error) {
 	port, known := externalPorts[u.Scheme]
 	switch {
 	case !known:
-		return nil, fmt.Errorf("scheme must be one of mqtt, mqtts, tcp, ssl, tls, ws, wss (got %q)", u.Scheme)
+		return nil, fmt.Errorf("scheme must be mqtt or mqtts (got %q)", u.Scheme)
 	case u.Hostname() == "":
 		return nil, errors.New("host missing; want mqtt://HOST:PORT")
 	case u.User != nil:

@@ -9,13 +9,10 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
-
-	"golang.org/x/net/websocket"
 )
 
 // externalWrite is how long one write to the broker may take. With what Run
@@ -29,8 +26,7 @@ var (
 	errExternalProtocol = errors.New("the broker broke the protocol")
 )
 
-// dial opens the transport to the broker: TCP, TLS over it, WebSocket over
-// either.
+// dial opens the transport to the broker: TCP, or TLS over it.
 func (e *External) dial(ctx context.Context) (*externalConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, externalDial)
 	defer cancel()
@@ -47,67 +43,18 @@ func (e *External) dial(ctx context.Context) (*externalConn, error) {
 }
 
 func (e *External) wrap(ctx context.Context, conn net.Conn) (net.Conn, error) {
-	switch e.broker.Scheme {
-	case "mqtts", "ssl", "tls", "wss":
-		config := &tls.Config{}
-		if e.c.TLS != nil {
-			config = e.c.TLS.Clone()
-		}
-		if config.ServerName == "" {
-			config.ServerName = e.broker.Hostname()
-		}
-		secure := tls.Client(conn, config)
-		if err := secure.HandshakeContext(ctx); err != nil {
-			return nil, err
-		}
-		conn = secure
+	if e.broker.Scheme == "mqtt" {
+		return conn, nil
 	}
-	if strings.HasPrefix(e.broker.Scheme, "ws") {
-		return e.upgrade(ctx, conn)
+	config := &tls.Config{}
+	if e.c.TLS != nil {
+		config = e.c.TLS.Clone()
 	}
-	return conn, nil
-}
-
-// upgrade speaks MQTT's WebSocket form (§6): binary frames, subprotocol mqtt.
-func (e *External) upgrade(ctx context.Context, conn net.Conn) (net.Conn, error) {
-	origin := "http://" + e.broker.Host
-	if e.broker.Scheme == "wss" {
-		origin = "https://" + e.broker.Host
+	if config.ServerName == "" {
+		config.ServerName = e.broker.Hostname()
 	}
-	config, err := websocket.NewConfig(e.broker.String(), origin)
-	if err != nil {
-		return nil, err
-	}
-	config.Protocol = []string{"mqtt"}
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	defer stop()
-	capped := &externalCapped{Conn: conn, left: 64 << 10}
-	ws, err := websocket.NewClient(config, capped)
-	if err != nil {
-		return nil, fmt.Errorf("websocket: %w", err)
-	}
-	capped.left = -1
-	ws.PayloadType = websocket.BinaryFrame
-	return ws, nil
-}
-
-// externalCapped bounds what may be read while left is not negative: the
-// header of a WebSocket's answer, which nothing else bounds.
-type externalCapped struct {
-	net.Conn
-	left int
-}
-
-func (c *externalCapped) Read(p []byte) (int, error) {
-	if c.left < 0 {
-		return c.Conn.Read(p)
-	}
-	if c.left == 0 {
-		return 0, fmt.Errorf("%w: header too long", errExternalProtocol)
-	}
-	n, err := c.Conn.Read(p[:min(len(p), c.left)])
-	c.left -= n
-	return n, err
+	secure := tls.Client(conn, config)
+	return secure, secure.HandshakeContext(ctx)
 }
 
 // externalConn stands between paho and the network. It checks the length every

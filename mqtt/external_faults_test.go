@@ -257,7 +257,7 @@ func TestExternalHostileBroker(t *testing.T) {
 				l := hostile(t, func(conn net.Conn) { grant(conn); conn.Write(tt.sent) })
 				var before, after runtime.MemStats
 				runtime.ReadMemStats(&before)
-				g := run(t, external(t, mqtt.ExternalConfig{Topics: mqtt.Topics{Prefix: "nh"}, URL: "tcp://b", ClientID: "g", Dial: l.Dial}), new(recorder))
+				g := run(t, external(t, mqtt.ExternalConfig{Topics: mqtt.Topics{Prefix: "nh"}, URL: "mqtt://b", ClientID: "g", Dial: l.Dial}), new(recorder))
 				time.Sleep(15 * time.Second)
 				synctest.Wait()
 				runtime.ReadMemStats(&after)
@@ -306,7 +306,7 @@ func TestExternalEnd(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			stalled := make(chan struct{})
 			l := hostile(t, func(conn net.Conn) { grant(conn); <-stalled })
-			g := run(t, external(t, mqtt.ExternalConfig{Topics: mqtt.Topics{Prefix: "nh"}, URL: "tcp://b", ClientID: "g", Dial: l.Dial}), new(recorder))
+			g := run(t, external(t, mqtt.ExternalConfig{Topics: mqtt.Topics{Prefix: "nh"}, URL: "mqtt://b", ClientID: "g", Dial: l.Dial}), new(recorder))
 			g.up(t)
 			for i := range 32 {
 				m := mqtt.Message{Device: fmt.Sprint("d", i), Name: "update", Payload: make([]byte, 64<<10), Retain: true}
@@ -342,7 +342,7 @@ func TestExternalBothWays(t *testing.T) {
 			}
 			close(written)
 		})
-		e := external(t, mqtt.ExternalConfig{Topics: mqtt.Topics{Prefix: "nh"}, URL: "tcp://b", ClientID: "g", Dial: l.Dial})
+		e := external(t, mqtt.ExternalConfig{Topics: mqtt.Topics{Prefix: "nh"}, URL: "mqtt://b", ClientID: "g", Dial: l.Dial})
 		r := &recorder{refuse: func(device, _ string, _ []byte) error {
 			if err := e.Publish(mqtt.Message{Device: device, Name: "shell", Payload: large}); err != nil && !errors.Is(err, mqtt.ErrQueueFull) {
 				t.Error(err)
