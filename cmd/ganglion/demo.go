@@ -53,13 +53,16 @@ func demo(ctx context.Context, out io.Writer, once bool) (err error) {
 		err = errors.Join(err, ended())
 	}()
 	if err := s.story(ctx); err != nil {
-		if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
-			return cause
+		cause := context.Cause(ctx)
+		switch {
+		case cause == nil:
+			return err
+		case !errors.Is(cause, context.Canceled):
+			return cause // a part has failed
+		case once:
+			return fmt.Errorf("interrupted: %w", err)
 		}
-		if ctx.Err() != nil && !once {
-			return nil // interrupted
-		}
-		return err
+		return nil
 	}
 	if once {
 		return nil

@@ -51,6 +51,7 @@ func newStage(dir string, tell *teller) (*stage, error) {
 			return nil, err
 		}
 	}
+	tell.say("NervesHub", "a stand-in listens on %s (mutual TLS)", s.gate.Addr())
 	if err := s.newHub(dir); err != nil {
 		return nil, fmt.Errorf("NervesHub stand-in: %w", err)
 	}
@@ -61,8 +62,8 @@ func newStage(dir string, tell *teller) (*stage, error) {
 	config.Identity.Directory = &gateway.Directory{Path: filepath.Join(dir, "devices")}
 	config.MQTT.Embedded.Listen, config.Web.Listen = "127.0.0.1:0", "127.0.0.1:0"
 	var err error
-	s.gateway, err = gateway.New(config, gateway.Options{Version: version(), Log: slog.New(slog.DiscardHandler),
-		Tap: s.heard, Ready: func(a gateway.Addrs) { s.addrs <- a }})
+	s.gateway, err = gateway.New(config, gateway.Options{Version: version(), Log: tell.log("gateway"), Tap: s.heard,
+		Ready: func(a gateway.Addrs) { s.addrs <- a }})
 	return s, err
 }
 
@@ -99,7 +100,7 @@ func (s *stage) newHub(dir string) error {
 		}
 	}
 	s.hub = hubtest.New(hubtest.Config{Auth: registry, Certificate: server, WebURL: "http://" + s.web.Addr().String(),
-		ScheduleEvery: 200 * time.Millisecond, Log: func(e hubtest.Entry) { s.tell.say("NervesHub", "%s", e.Text) }})
+		ScheduleEvery: 200 * time.Millisecond, Log: func(e hubtest.Entry) { s.tell.say("NervesHub", "%s %s", e.Device, e.Text) }})
 	fw := device.DefaultFirmware
 	s.next = hubtest.Firmware{UUID: "3c55399b-96d9-5a6a-2a3c-4dc82b781299", Version: "1.1.0", Product: fw.Product,
 		Platform: fw.Platform, Architecture: fw.Architecture, Image: image()}
@@ -138,7 +139,6 @@ func (s *stage) run(ctx context.Context, cancel context.CancelCauseFunc) (ended 
 		}
 		return nil
 	})
-	s.tell.say("NervesHub", "a stand-in listens on %s (mutual TLS)", s.gate.Addr())
 	gatewayEnded := make(chan struct{})
 	part("gateway", func() error {
 		defer close(gatewayEnded)
@@ -163,7 +163,7 @@ func (s *stage) run(ctx context.Context, cancel context.CancelCauseFunc) (ended 
 
 func (s *stage) device() *device.Device {
 	return device.New(device.Config{Broker: s.at.MQTT, ID: demoID, Flash: flash, Boot: 500 * time.Millisecond,
-		Log: func(e device.Event) { s.tell.say("device", "%s", e.What) }})
+		Log: func(e device.Event) { s.tell.say("device", "%s %s", e.Device, e.What) }})
 }
 
 // heard tells what passes over MQTT. The device's own words for it follow or
@@ -182,7 +182,10 @@ func (s *stage) heard(up bool, id, name string, payload []byte) {
 
 func short(p []byte) string {
 	const most = 100
-	if len(p) <= most {
+	switch {
+	case len(p) == 0:
+		return "(empty)"
+	case len(p) <= most:
 		return string(p)
 	}
 	return strings.ToValidUTF8(string(p[:most]), "") + "…"
@@ -237,10 +240,37 @@ type teller struct {
 	out   io.Writer
 }
 
-func newTeller(out io.Writer) *teller { return &teller{begun: time.Now(), out: out} }
+func newTeller(out io.Writer) *teller {
+	t := &teller{begun: time.Now(), out: out}
+	fmt.Fprintf(out, "%6s    %-10s %s\n", "time", "seen at", "what happened")
+	return t
+}
 
 func (t *teller) say(where, format string, args ...any) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	fmt.Fprintf(t.out, "%6.2f s  %-10s %s\n", time.Since(t.begun).Seconds(), where, fmt.Sprintf(format, args...))
+}
+
+// log is for somebody's warnings: they belong to the story when there are any.
+func (t *teller) log(where string) *slog.Logger {
+	untimed := func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey || a.Key == slog.LevelKey {
+			return slog.Attr{}
+		}
+		return a
+	}
+	return slog.New(slog.NewTextHandler(logTeller{t, where}, &slog.HandlerOptions{Level: slog.LevelWarn, ReplaceAttr: untimed}))
+}
+
+// A logTeller tells each line of a log.
+type logTeller struct {
+	*teller
+	where string
+}
+
+// Write implements [io.Writer].
+func (t logTeller) Write(line []byte) (int, error) {
+	t.say(t.where, "%s", bytes.TrimSpace(line))
+	return len(line), nil
 }

@@ -164,6 +164,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	parts.start("web", time.Second, g.runWeb)
 	parts.start("broker", 2*time.Second, func(ctx context.Context) error { return g.bus.Run(ctx, g.fleet) })
 	parts.start("sessions", 1500*time.Millisecond, g.fleet.Run)
+	g.serving(ctx)
 	g.announce()
 	g.ready()
 	for ctx.Err() == nil {
@@ -185,6 +186,20 @@ func (g *Gateway) Run(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// serving waits until a broker of our own has begun, which takes no time worth
+// mentioning; one of others may be away for long.
+func (g *Gateway) serving(ctx context.Context) {
+	again := time.NewTicker(time.Millisecond)
+	defer again.Stop()
+	for g.cfg.MQTT.Embedded != nil && g.bus.Health().Err != nil {
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // announce says on <prefix>/gateway that the gateway is there.
