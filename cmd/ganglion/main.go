@@ -29,7 +29,7 @@ func execute(args []string) int {
 		SilenceUsage:  true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cmd.Help()
-			return usageError{errors.New("name a command")}
+			return usageError{errors.New("name a command; ganglion help lists them")}
 		},
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
@@ -41,13 +41,13 @@ func execute(args []string) int {
 	root.AddCommand(runCommand(), checkCommand(), demoCommand(), hubCommand(), deviceCommand(), versionCommand())
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usageError{fmt.Errorf("%s: %w; try %s --help", cmd.CommandPath(), err, cmd.CommandPath())}
+		return usageError{fmt.Errorf("%w; try %s --help", err, cmd.CommandPath())}
 	})
 	for _, c := range root.Commands() {
 		if positional := c.Args; positional != nil {
 			c.Args = func(cmd *cobra.Command, args []string) error {
 				if err := positional(cmd, args); err != nil {
-					return usageError{err}
+					return usageError{fmt.Errorf("%w; try %s --help", err, cmd.CommandPath())}
 				}
 				return nil
 			}

@@ -10,7 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"strings"
+	"syscall"
 	"time"
 
 	"ganglion/bridge"
@@ -235,12 +235,12 @@ func (g *Gateway) ready() {
 
 // listenError says what is wrong with a listener in the operator's words.
 func listenError(key, addr string, err error) error {
-	switch text := err.Error(); {
-	case strings.Contains(text, "address already in use"):
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
 		return fmt.Errorf("%s: %s is taken by another program; stop that one or choose another port", key, addr)
-	case strings.Contains(text, "permission denied"):
+	case errors.Is(err, syscall.EACCES):
 		return fmt.Errorf("%s: this user may not listen on %s; choose a port above 1023", key, addr)
-	case strings.Contains(text, "cannot assign requested address"):
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		return fmt.Errorf("%s: this machine has no address %s; use one it has, or 0.0.0.0", key, addr)
 	}
 	return fmt.Errorf("%s: listen on %s: %w", key, addr, err)

@@ -3,14 +3,13 @@ package gateway
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
-
-	"errors"
 
 	"ganglion/bridge"
 	"ganglion/identity"
@@ -109,7 +108,7 @@ func countBoot(dir string) (uint64, error) {
 	file := filepath.Join(dir, "boot")
 	last, err := os.ReadFile(file)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return 0, fmt.Errorf("state_dir: %w", err)
+		return 0, fmt.Errorf("state_dir: %w; choose a directory this user may write", err)
 	}
 	n, _ := strconv.ParseUint(strings.TrimSpace(string(last)), 10, 63) // a damaged file starts over
 	n++
