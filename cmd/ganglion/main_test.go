@@ -71,6 +71,14 @@ func (c *child) until(texts ...string) string {
 	return c.untilLine(c.log, func(line string) bool { return holds(line, texts) }, strings.Join(texts, " … "))
 }
 
+// twice is until for two lines.
+func (c *child) twice(texts ...string) {
+	c.t.Helper()
+	first := c.until(texts...)
+	c.untilLine(c.log, func(line string) bool { return line != first && holds(line, texts) }, "once more "+strings.Join(texts, " … "))
+}
+
+// untilLine is until for any output and condition; what says what it is.
 func (c *child) untilLine(o *output, wanted func(string) bool, what string) string {
 	c.t.Helper()
 	ctx, cancel := context.WithTimeout(c.t.Context(), patience)

@@ -81,9 +81,7 @@ func newSite(t *testing.T, ids ...string) *site {
 	s.write("hub-root.pem", string(root))
 	s.serve(server)
 	for _, id := range ids {
-		leaf, err := s.ca.Issue(id)
-		s.must(err)
-		s.add(id, leaf.CertPEM, leaf.KeyPEM)
+		s.issue(id)
 	}
 	return s
 }
@@ -99,6 +97,14 @@ func (s *site) serve(server tls.Certificate) {
 			s.t.Errorf("hub: %v", err)
 		}
 	})
+}
+
+// issue adds a device with a certificate that NervesHub accepts.
+func (s *site) issue(id string) {
+	s.t.Helper()
+	leaf, err := s.ca.Issue(id)
+	s.must(err)
+	s.add(id, leaf.CertPEM, leaf.KeyPEM)
 }
 
 // add registers a device and keeps its certificate and key for the gateway.
