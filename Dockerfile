@@ -9,13 +9,13 @@ RUN go mod download
 COPY . .
 ARG VERSION=
 RUN CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.release=${VERSION}" -o /out/ganglion ./cmd/ganglion \
- && mkdir -p /out/state /out/tmp && chmod 1777 /out/tmp
+ && mkdir -p /out/state /out/tmp
 
 FROM scratch
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=build /out/ganglion /ganglion
 COPY --from=build --chown=65532:65532 /out/state /var/lib/ganglion
-COPY --from=build /out/tmp /tmp
+COPY --from=build --chown=65532:65532 /out/tmp /tmp
 USER 65532:65532
 VOLUME /var/lib/ganglion
 # MQTT; health and metrics

@@ -43,7 +43,6 @@ var thirdParty = map[string][]string{
 	"github.com/gorilla/websocket":        {"phoenix", "internal/hubtest"},
 	"github.com/mochi-mqtt/server/v2":     {"mqtt"},
 	"github.com/eclipse/paho.mqtt.golang": {"mqtt"},
-	"golang.org/x/net":                    {"mqtt"},
 	"golang.org/x/time":                   {"bridge"},
 	"gopkg.in/yaml.v3":                    {"internal/gateway"},
 	"github.com/prometheus/client_golang": {"web"},
