@@ -32,6 +32,7 @@ func checkEmpty(t *testing.T, dir string) {
 // TestDemoOnce: the whole story is told, in order, with where each thing was
 // seen.
 func TestDemoOnce(t *testing.T) {
+	t.Parallel()
 	c, tmp := startDemo(t, "--once")
 	if code := c.exit(time.Minute); code != 0 {
 		t.Errorf("ended with %d", code)
@@ -70,6 +71,7 @@ func TestDemoOnce(t *testing.T) {
 // TestDemoStays: the demonstration stays until it is interrupted, during its
 // story or after it.
 func TestDemoStays(t *testing.T) {
+	t.Parallel()
 	for _, when := range []string{"ready: MQTT on", "progress", "curl -X POST"} {
 		t.Run(when, func(t *testing.T) {
 			c, tmp := startDemo(t)

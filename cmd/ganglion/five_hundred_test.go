@@ -14,6 +14,7 @@ import (
 // TLS. They are connected no faster than asked, each command reaches its device
 // once, and nothing is left of them when they go or the gateway does.
 func TestFiveHundred(t *testing.T) {
+	t.Parallel()
 	const (
 		count  = 500
 		rate   = 50 // hub.dials_per_second of the site

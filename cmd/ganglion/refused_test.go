@@ -1,6 +1,11 @@
 package main
 
 import (
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"math/big"
+	"net"
 	"regexp"
 	"syscall"
 	"testing"
@@ -34,6 +39,7 @@ const refusedWait = 2500 * time.Millisecond
 // file, what was found and the remedy, and tried again at the slow end; the
 // devices beside it do not notice.
 func TestBadCredentials(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, "good")
 	old, future := time.Date(2010, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(2048, 1, 1, 0, 0, 0, 0, time.UTC)
 	issue := func(id, cn string, o auth.LeafOptions) auth.Leaf {
@@ -123,33 +129,54 @@ func TestRefusedByHub(t *testing.T) {
 // TestUntrustedHub: a server whose certificate is not to be trusted is told
 // nothing, and named.
 func TestUntrustedHub(t *testing.T) {
-	_, other, err := auth.NewServerCertificate("127.0.0.1")
-	if err != nil {
-		t.Fatal(err)
-	}
+	past := time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
 	for _, c := range []struct {
-		host, file string
-		says       []string
+		name, host string
+		from       time.Time
+		file       string
+		says       string
 	}{
-		{"127.0.0.1", "other-root.pem", []string{"certificate signed by unknown authority"}},
-		{"hub.test", "hub-root.pem", []string{"127.0.0.1"}},
+		{"another authority", "127.0.0.1", past, "other-root.pem", "certificate signed by unknown authority"},
+		{"another host", "192.0.2.1", past, "hub-root.pem", "certificate is valid for 192.0.2.1, not 127.0.0.1"},
+		{"a clock in 1970", "127.0.0.1", time.Date(2048, 1, 1, 0, 0, 0, 0, time.UTC), "hub-root.pem", "certificate has expired or is not yet valid"},
 	} {
-		t.Run(c.host+" "+c.file, func(t *testing.T) {
+		t.Run(c.name, func(t *testing.T) {
 			s := emptySite(t)
-			server, root, err := auth.NewServerCertificate(c.host)
-			s.must(err)
-			s.write("hub-root.pem", string(root))
-			s.write("other-root.pem", string(other))
+			server, root := serverFrom(t, c.host, c.from)
+			_, other := serverFrom(t, c.host, c.from)
+			s.write("hub-root.pem", root)
+			s.write("other-root.pem", other)
 			s.serve(server)
 			s.issue("probe-1")
 			g := s.run("GANGLION_HUB_CA_FILE=" + c.file)
 			s.switchOn(s.device(g, "probe-1").Run)
-			checkRetry(t, g.until(append(c.says, "level=WARN", "link down", "device=probe-1 ", "cause=server_cert")...), refusedWait)
+			checkRetry(t, g.until("level=WARN", "link down", "device=probe-1 ", "cause=server_cert", c.says), refusedWait)
 			if d, _ := s.hub.Device("probe-1"); d.Connections != 0 {
 				t.Errorf("connected nevertheless: %s", summary(d))
 			}
 		})
 	}
+}
+
+// serverFrom makes a server certificate for an address that is valid from a
+// moment on, and its root as PEM.
+func serverFrom(t *testing.T, host string, from time.Time) (server tls.Certificate, root string) {
+	t.Helper()
+	ca, err := auth.NewCA("Test Server CA")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := tls.X509KeyPair(ca.CertPEM, ca.KeyPEM)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: from, NotAfter: from.AddDate(100, 0, 0),
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, IPAddresses: []net.IP{net.ParseIP(host)}}
+	der, err := x509.CreateCertificate(rand.Reader, leaf, ca.Certificate, pair.Leaf.PublicKey, pair.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: pair.PrivateKey}, string(ca.CertPEM)
 }
 
 // TestHubAway: without NervesHub the gateway is ready for its devices, tries
