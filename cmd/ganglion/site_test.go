@@ -35,7 +35,7 @@ type site struct {
 // A gate is the hub's listener; it notes when each connection came in.
 type gate struct {
 	net.Listener
-	mu  sync.Mutex // guards came
+	mu  sync.Mutex // guards was
 	was []time.Time
 }
 
