@@ -24,14 +24,9 @@ check:
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.release=$(VERSION)' -o ganglion ./cmd/ganglion
 
-# Every fuzz target for FUZZ each; go test takes one target of one package at a time.
+# Every fuzz target for FUZZ each.
 fuzz:
-	@for package in $$($(GO) list ./...); do \
-		for target in $$($(GO) test -list '^Fuzz' $$package | grep '^Fuzz'); do \
-			echo "$$package $$target"; \
-			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZ) $$package || exit 1; \
-		done; \
-	done
+	GO=$(GO) bash .ci/fuzz $(FUZZ)
 
 ci:
 	CI=true bash .ci/run </dev/null

@@ -10,52 +10,50 @@
 # firmware, is rebooted by command, and ends with 0 after its last hello. What it
 # heard is on its standard output.
 #
-# On the gateway's broker the client id is the device, so that every
-# mosquitto_pub takes over from mosquitto_sub, which comes back a second later
-# and gets what waited for it. What answers a hello is published to the
-# connection that said it, and so to mosquitto_pub, which does not listen. On a
-# foreign broker a publisher is anybody, and mosquitto_sub hears it all.
+# On the gateway's broker the client id is the device, so that mosquitto_sub and
+# mosquitto_pub take turns: the device is away for a moment each time it speaks,
+# and gets what waited for it when it listens again. On a foreign broker a
+# publisher is anybody, and mosquitto_sub hears it all.
 set -euo pipefail
 down=nh/$ID/down up=nh/$ID/up
 patience=${PATIENCE:-60} # seconds for anything that has to happen
 work=$(mktemp -d)
 sub=
-trap 'test -z "$sub" || kill -KILL -- "-$sub" 2>/dev/null || true; cat "$work"/heard.* 2>/dev/null || true; rm -rf "$work"' EXIT
+trap 'test -z "$sub" || kill -KILL "$sub" 2>/dev/null || true; cat "$work"/heard.* 2>/dev/null || true; rm -rf "$work"' EXIT
 
 say() { # NAME PAYLOAD [OPTION]...
-	local who=(-i "$ID")
-	test "${FOREIGN:-}" != 1 || who=()
+	local who=()
+	if test "${FOREIGN:-}" != 1; then
+		who=(-i "$ID")
+		hush
+	fi
 	mosquitto_pub -h "$HOST" -p "$PORT" -V "$PROTOCOL" -u "$ID" ${who[@]+"${who[@]}"} -q 1 -t "$up/$1" -m "$2" "${@:3}"
 	echo "say $1 $2"
+	test "${FOREIGN:-}" = 1 || listen
 }
 
-listen() { # until it is killed; a version 5 mosquitto_sub ends when it is taken over from
+listen() {
 	local will=()
 	test "${FOREIGN:-}" != 1 || will=(--will-topic "$up/online" --will-payload 0 --will-qos 1 --will-retain)
-	while :; do
-		# retain flag, topic, expiry of the message (MQTT 5), payload
-		mosquitto_sub -h "$HOST" -p "$PORT" -V "$PROTOCOL" -u "$ID" -i "$ID" -q 1 -t "$down/#" -t nh/gateway \
-			${will[@]+"${will[@]}"} -F 'hear %r %t [%E] %p' || true
-		sleep 0.5
-	done
+	# retain flag, topic, expiry of the message (MQTT 5), payload
+	mosquitto_sub -h "$HOST" -p "$PORT" -V "$PROTOCOL" -u "$ID" -i "$ID" -q 1 -t "$down/#" -t nh/gateway \
+		${will[@]+"${will[@]}"} -F 'hear %r %t [%E] %p' >>"$work/heard.$boots" 2>>"$work/err.$boots" &
+	sub=$!
+	disown "$sub" # its end is no news
+}
+
+hush() { # without DISCONNECT, as the loss of power
+	kill -KILL "$sub"
+	sub=
 }
 
 boots=0
 boot() { # a device starts: connect, subscribe
 	boots=$((boots + 1))
 	heard=$work/heard.$boots
-	set -m # in a process group of its own, to be killed as one
-	listen >"$heard" 2>"$work/err.$boots" &
-	sub=$!
-	set +m
-	disown "$sub" # its end is no news
+	listen
 	await "^hear [01] nh/gateway \[[0-9]*\] \{\"state\":\"online\"" >/dev/null # so we are subscribed
 	test "${FOREIGN:-}" != 1 || say online 1 -r
-}
-
-reset() { # the power goes: no DISCONNECT, no farewell
-	kill -KILL -- "-$sub"
-	sub=
 }
 
 await() { # REGEX: waits for a line of this boot, and prints the last one
@@ -98,7 +96,7 @@ say progress 100
 flash
 say status completed
 say rebooting ''
-reset
+hush
 
 UUID=$(jq -r .firmware_meta.uuid <<<"$update") VERSION=$(jq -r .firmware_meta.version <<<"$update")
 boot
@@ -113,7 +111,7 @@ if test "$PROTOCOL" = mqttv5 && test "${FOREIGN:-}" != 1; then
 	[[ $reboot =~ \[[0-9]+\] ]] || { echo "mosquitto.sh: the command does not expire: $reboot" >&2; exit 1; }
 fi
 say rebooting ''
-reset
+hush
 boot
 hello true
 greeted
@@ -121,4 +119,4 @@ if grep -h " $down/error " "$work"/heard.*; then
 	echo "mosquitto.sh: the gateway refused something" >&2
 	exit 1
 fi
-reset
+hush
