@@ -14,6 +14,9 @@ import (
 // topic or an event name.
 const channel = "device"
 
+// heartbeats is the topic of their answers (Phoenix.Socket).
+const heartbeats = "phoenix"
+
 const (
 	joinTimeout  = 30 * time.Second // a join without an answer ends the link
 	rejoinSoon   = 250 * time.Millisecond
@@ -21,6 +24,7 @@ const (
 	rejoinMost   = 5 * time.Minute
 	stable       = time.Minute // joined for so long, the past is forgotten
 	correctEvery = 30 * time.Second
+	maxVoids     = 3 // in a row; a server that always answers so is believed
 )
 
 // errJoinTimeout ends a link whose join NervesHub did not answer.
@@ -42,21 +46,28 @@ func (c *core) linkUp() {
 func (c *core) linkDown() {
 	c.sock, c.answerBy, c.rejoinAt, c.crashes = nil, time.Time{}, time.Time{}, 0
 	c.hub = c.hub[:0]
+	if c.update != nil {
+		c.update.lost(c.now)
+	}
 	c.setJoined(false)
 }
 
 // join joins the channel, or joins it again with what is true now.
 func (c *core) join() {
 	downloading := ""
-	if c.update.running(c.now) {
-		downloading = c.update.image.UUID
+	switch u := c.update; {
+	case u.running(c.now):
+		downloading = u.image.UUID
+	case u != nil:
+		u.row = false // this join deletes it
 	}
+	c.letGo, c.void = downloading == "", false
 	name := ""
 	if c.net != nil {
 		name = c.net.Name
 	}
 	c.hub = append(c.hub, c.sock.Join(channel, c.runs.join(downloading, name)))
-	c.answerBy, c.rejoinAt = c.now.Add(joinTimeout), time.Time{}
+	c.answerBy, c.rejoinAt, c.askedAt = c.now.Add(joinTimeout), time.Time{}, c.now
 	if due(c.askAt, c.now) {
 		c.askAt = time.Time{}
 	}
@@ -66,15 +77,24 @@ func (c *core) join() {
 func (c *core) fromHub(m phoenix.Message) error {
 	e := c.sock.Receive(m)
 	if e.Topic != channel {
+		if c.update != nil && e.Topic == heartbeats {
+			c.update.answered()
+		}
 		return nil
 	}
 	switch e.Kind {
 	case phoenix.Joined:
 		c.count(joins, "ok")
-		c.answerBy, c.joinedAt = time.Time{}, c.now
+		c.answerBy = time.Time{}
+		if !c.joined {
+			c.joinedAt = c.now
+		}
 		c.setJoined(true)
 		c.pushInterface()
 		c.offeredInReply(e.Payload)
+		if c.void {
+			c.join() // an offer without a status behind it costs nothing
+		}
 	case phoenix.Refused:
 		reason := refusalReason(e.Payload)
 		return &joinError{reason}
@@ -101,6 +121,9 @@ func (c *core) crashed(e phoenix.Event) {
 	c.count(refusals, "channel_crash")
 	c.note("NervesHub ended the channel (%s %s); joining again in %s", e.Event, e.Payload, wait)
 	c.rejoinAt, c.answerBy = c.now.Add(wait), time.Time{}
+	if c.update != nil {
+		c.update.lost(c.now)
+	}
 	c.setJoined(false)
 }
 
@@ -135,12 +158,21 @@ func (c *core) offered(_ *downRow, p json.RawMessage) {
 		c.correct()
 		return
 	}
-	if u := c.update; u != nil && u.image.UUID == o.Meta.UUID && !u.over() {
+	if u := c.update; u != nil && u.image.UUID == o.Meta.UUID && u.goesOn(c.now) {
 		u.offeredAgain(p, c.now)
 	} else {
 		c.update = newUpdate(o, p, c.now)
 	}
-	c.handed = c.update.image
+	c.askAt = time.Time{}
+	c.remember(c.update.image)
+	if c.letGo && !c.answerBy.IsZero() && c.voids < maxVoids {
+		// It was on its way when the join that deletes its row was sent: what
+		// the device says about it must not reach NervesHub.
+		c.update.row, c.void = false, true
+		c.voids++
+	} else {
+		c.voids = 0
+	}
 	c.publishUpdate()
 }
 
@@ -148,7 +180,7 @@ func (c *core) offered(_ *downRow, p json.RawMessage) {
 // about the device, and a join tells it the truth. ignored would block the
 // device for a day.
 func (c *core) correct() {
-	if c.now.Sub(c.correctedAt) < correctEvery || c.sock == nil {
+	if c.now.Sub(c.correctedAt) < correctEvery {
 		c.drop("already_running")
 		return
 	}
@@ -181,7 +213,7 @@ func (c *core) flush() {
 		return
 	}
 	if c.newlyValid {
-		c.newlyValid = false
+		c.newlyValid, c.validTold = false, true
 		c.push("firmware_validated", nil)
 	}
 	u := c.update

@@ -8,11 +8,6 @@ import (
 	"ganglion/mqtt"
 )
 
-// maxHeld is how many commands wait for a device that is away. A command that
-// is already waiting is not held twice, so only the number of rows can exceed
-// it; the oldest gives way.
-const maxHeld = 16
-
 const (
 	// rebootsApart is how long a reboot that was delivered counts as under way:
 	// another one in that time is the same command.
@@ -43,14 +38,12 @@ func (c *core) command(r *downRow, _ json.RawMessage) {
 	c.issue(h)
 }
 
-// hold keeps a command for later; a newer one of the same name replaces it.
+// hold keeps a command for later. A newer one of the same name replaces it, so
+// there are never more than names.
 func (c *core) hold(h held) {
 	if i := slices.IndexFunc(c.held, func(o held) bool { return o.name == h.name }); i >= 0 {
 		c.held = slices.Delete(c.held, i, i+1)
 		c.drop("coalesced")
-	} else if len(c.held) == maxHeld {
-		c.held = c.held[1:]
-		c.drop("held_full")
 	}
 	c.held = append(c.held, h)
 }

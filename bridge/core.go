@@ -25,9 +25,10 @@ type core struct {
 	client   mqtt.Client
 	packet   int       // largest packet it takes, bytes; 0: not said
 	leaveAt  time.Time // absent, and gone for NervesHub from then on; zero while present
-	held     []held
+	unheard  bool      // an update was offered while it was absent
 	rebootAt time.Time // when it was told to reboot; zero: it was not, or is back
-	back     bool      // from a reboot, and about to say hello
+	parting  bool      // it said that it reboots, and has not said hello since
+	back     bool      // it has connected after a reboot command, and not said hello since
 
 	// NervesHub.
 	sock     *phoenix.Socket // nil while the link is down
@@ -35,8 +36,12 @@ type core struct {
 	beat     time.Duration   // heartbeat interval
 	joined   bool            // the device is joined, as far as it is told
 	joinedAt time.Time
-	answerBy time.Time // the join must be answered by then; zero: none is open
-	rejoinAt time.Time // the crashed channel is joined anew then; zero: it is not
+	askedAt  time.Time // when the last join was sent
+	answerBy time.Time // it must be answered by then; zero: it is
+	letGo    bool      // it deletes the row of an update
+	void     bool      // an update crossed it, whose row is gone: join once more
+	voids    int       // how often in a row
+	rejoinAt time.Time // the channel is joined anew then; zero: it is not
 	crashes  int       // of the channel, since it was last stable
 
 	// For the Session to carry out after each call.
@@ -53,10 +58,12 @@ type count struct{ metric, label string }
 type memory struct {
 	runs        metadata  // what it said last that it runs; no uuid: nothing yet
 	net         *iface    // how it reaches the network
+	held        []held    // commands for when it is back
 	ref         int64     // of its last command
-	handed      image     // the last image it was offered
+	known       []image   // what it was offered or said it runs, newest first; at most maxKnown
 	update      *update   // the current offer; nil when there is none
 	newlyValid  bool      // it validated its firmware, and NervesHub was not told
+	validTold   bool      // NervesHub was told so about what it runs
 	askAt       time.Time // a reschedule is over then, and a join brings the update; zero: none is
 	correctedAt time.Time // when a join last set right what NervesHub thinks it runs
 }
@@ -75,8 +82,8 @@ func (c *core) online(client mqtt.Client) {
 	c.back = c.back || !c.rebootAt.IsZero()
 	c.publishLink()
 	c.release()
-	if c.greeted && c.update != nil && !c.update.word.terminal() {
-		c.publishUpdate() // it is not retained, and may have come while the device was away
+	if c.unheard {
+		c.publishUpdate()
 	}
 }
 
@@ -96,9 +103,11 @@ func (c *core) over() bool { return due(c.leaveAt, c.now) }
 // a joined channel would only attract updates nobody receives.
 func (c *core) wantsLink() bool { return c.greeted }
 
-// ready reports whether the channel takes events: it is joined, and no newer
-// join is on its way.
-func (c *core) ready() bool { return c.sock != nil && c.sock.Joined(channel) }
+// ready reports whether the channel takes events: it is joined with what is true
+// now, and no newer join is due or on its way.
+func (c *core) ready() bool {
+	return c.sock != nil && c.rejoinAt.IsZero() && c.sock.Joined(channel)
+}
 
 // received handles what the device published below up/.
 func (c *core) received(name string, payload []byte) {
@@ -141,20 +150,21 @@ func (c *core) publishLink() {
 
 // publishUpdate tells the device what there is to install: NervesHub's own
 // payload, never retained, because it holds a signed URL; empty when there is
-// nothing. A device that is away is told after its next hello.
+// nothing. It is good as long as NervesHub waits for it.
 func (c *core) publishUpdate() {
-	if !c.present {
+	if c.unheard = !c.present; c.unheard {
 		return
 	}
-	var p []byte
-	if u := c.update; u != nil && !u.word.terminal() {
-		p = u.payload
+	m := mqtt.Message{Device: c.device, Name: downUpdate}
+	if u := c.update; u.onOffer(c.now) {
+		m.Payload, m.Expires = u.payload, u.rowAt.Add(rowLife)
 	}
-	if limit := c.packetLimit(); limit > 0 && len(p)+packetOverhead+len(c.device) > limit {
-		c.refuse(downUpdate, &refusal{codePacketTooSmall, fmt.Sprintf("the update needs a packet of %d bytes", len(p)+packetOverhead+len(c.device))})
+	if need, limit := len(m.Payload)+packetOverhead+len(c.device), c.packetLimit(); limit > 0 && need > limit {
+		c.refuse(downUpdate, &refusal{codePacketTooSmall, fmt.Sprintf("the update needs a packet of %d bytes", need)})
 		return
 	}
-	c.publish(downUpdate, p, false)
+	c.count(toDevice, downUpdate)
+	c.dev = append(c.dev, m)
 }
 
 // packetOverhead is what a PUBLISH needs beside payload and device: fixed
@@ -186,6 +196,9 @@ func (c *core) tick() error {
 	beat, isDue, err := c.sock.Tick(c.now)
 	if isDue {
 		c.hub = append(c.hub, beat)
+		if c.update != nil {
+			c.update.beats()
+		}
 	}
 	return err
 }

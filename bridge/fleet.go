@@ -10,7 +10,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"hash/fnv"
 	"log/slog"
 	"net"
@@ -64,7 +63,7 @@ type Fleet struct {
 	cfg   Config
 	bus   mqtt.Bus
 	log   *slog.Logger
-	gate  *rate.Limiter
+	turns chan struct{} // one is handed out for each dial, at Config.Dials
 	open  chan struct{} // a place for each handshake under way
 	ctx   context.Context
 	close context.CancelFunc // ends every Session
@@ -95,17 +94,19 @@ func New(c Config, bus mqtt.Bus) *Fleet {
 		c.Log = slog.Default()
 	}
 	if c.Class == nil {
-		c.Class = func(string) Class { return Class{Name: "default"} }
+		c.Class = func(string) Class {
+			return Class{Name: "default", Linger: 30 * time.Second, CommandTTL: time.Minute, Reschedule: time.Hour}
+		}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	return &Fleet{cfg: c, bus: bus, log: c.Log, gate: rate.NewLimiter(rate.Limit(c.Dials), max(1, int(c.Dials/10))),
-		open: make(chan struct{}, openDials), ctx: ctx, close: cancel,
+	return &Fleet{cfg: c, bus: bus, log: c.Log, turns: make(chan struct{}), open: make(chan struct{}, openDials), ctx: ctx, close: cancel,
 		sessions: map[string]*Session{}, left: map[string]memory{}}
 }
 
 // Run returns when ctx has ended and every Session has said what it had to say
 // and closed its link.
 func (f *Fleet) Run(ctx context.Context) error {
+	f.wg.Go(f.handOutTurns)
 	<-ctx.Done()
 	f.mu.Lock()
 	f.closing = true
@@ -113,6 +114,18 @@ func (f *Fleet) Run(ctx context.Context) error {
 	f.close()
 	f.wg.Wait()
 	return nil
+}
+
+// handOutTurns paces the dials of the whole gateway. A turn goes to whoever has
+// waited longest and still waits.
+func (f *Fleet) handOutTurns() {
+	pace := rate.NewLimiter(rate.Limit(f.cfg.Dials), max(1, int(f.cfg.Dials/10)))
+	for pace.Wait(f.ctx) == nil {
+		select {
+		case f.turns <- struct{}{}:
+		case <-f.ctx.Done():
+		}
+	}
 }
 
 // Online implements [mqtt.Handler].
@@ -167,7 +180,9 @@ func (f *Fleet) post(device string, in input) error {
 
 func (f *Fleet) newSession(device string) *Session {
 	s := &Session{fleet: f, inbox: newInbox()}
-	s.core = core{device: device, class: f.cfg.Class(device), beat: f.cfg.Heartbeat, memory: f.left[device], phase: phase(device, f.cfg.Heartbeat)}
+	class := f.cfg.Class(device)
+	s.core = core{device: device, class: class, beat: f.cfg.Heartbeat, phase: phase(device, f.cfg.Heartbeat),
+		memory: f.left[device], leaveAt: time.Now().Add(class.Linger)} // unless it turns out to be present
 	delete(f.left, device)
 	s.show(StateWaiting, nil)
 	return s
@@ -202,8 +217,10 @@ func (f *Fleet) retire(s *Session) bool {
 // dial connects for device when the gate lets it: so many handshakes a second,
 // and so many at once, for the whole gateway.
 func (f *Fleet) dial(ctx context.Context, device string, own identity.Source) (*phoenix.Conn, []string, error) {
-	if err := f.gate.Wait(ctx); err != nil {
-		return nil, nil, err
+	select {
+	case <-f.turns:
+	case <-ctx.Done():
+		return nil, nil, ctx.Err()
 	}
 	select {
 	case f.open <- struct{}{}:
@@ -217,7 +234,7 @@ func (f *Fleet) dial(ctx context.Context, device string, own identity.Source) (*
 	}
 	cred, err := source.Credentials(ctx, device)
 	if err != nil {
-		return nil, nil, fmt.Errorf("identity: %w", err)
+		return nil, nil, err // it says identity itself
 	}
 	conn, err := phoenix.Dial(ctx, f.cfg.URL, phoenix.Options{TLS: cred.TLS(f.cfg.TLS), Header: cred.Header,
 		NetDial: f.cfg.NetDial, ReadTimeout: 2*f.cfg.Heartbeat + 10*time.Second, UserAgent: f.cfg.UserAgent})

@@ -1,8 +1,15 @@
 package bridge
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // What the device says, row by row of the contract.
+
+// joinsApart is how soon one join may follow another, however often a device
+// changes its mind.
+const joinsApart = time.Second
 
 // hello handles what a device says after every connect.
 func (c *core) hello(p []byte) *refusal {
@@ -10,32 +17,52 @@ func (c *core) hello(p []byte) *refusal {
 	if no != nil {
 		return no
 	}
-	m, no := h.resolve(c.handed, c.runs, c.class)
+	m, no := h.resolve(c.known, c.runs, c.class)
 	if no != nil && no.code != codeConflict {
 		return no
 	}
 	c.packet = h.Packet
-	if h.Interface != "" {
-		if i, bad := parseInterface([]byte(h.Interface)); bad == nil {
-			c.net = &i
-		}
-	}
 	c.settle(m)
 	again := c.isBack() || !m.same(c.runs)
 	c.runs, c.greeted = m, true
-	if again && c.sock != nil {
-		c.join()
+	c.remember(image{m.UUID, m.Version, m.Product, m.Platform, m.Architecture, h.SHA256})
+	if c.sock != nil && again {
+		if next := c.askedAt.Add(joinsApart); next.After(c.now) {
+			c.rejoinAt = next
+		} else {
+			c.join()
+		}
+	}
+	if h.Interface != "" {
+		if bad := c.iface([]byte(h.Interface)); bad != nil {
+			no = bad
+		}
 	}
 	c.publishUpdate()
 	return no
 }
 
+// maxKnown is how many images are remembered of a device: what it runs, what it
+// ran before, and two it was offered.
+const maxKnown = 4
+
+// remember keeps an image, so that a short hello can name it.
+func (c *core) remember(i image) {
+	c.known = slices.DeleteFunc(c.known, func(o image) bool {
+		if o.UUID == i.UUID {
+			i.SHA256 = first(i.SHA256, o.SHA256)
+		}
+		return o.UUID == i.UUID
+	})
+	c.known = append([]image{i}, c.known[:min(len(c.known), maxKnown-1)]...)
+}
+
 // isBack reports, once, whether this hello ends a reboot. Where presence cannot
 // be seen, a hello some time after the command does.
 func (c *core) isBack() bool {
-	back := c.back || !c.rebootAt.IsZero() && c.now.Sub(c.rebootAt) >= rebootTakes
+	back := c.parting || c.back || !c.rebootAt.IsZero() && c.now.Sub(c.rebootAt) >= rebootTakes
 	if back {
-		c.back, c.rebootAt = false, time.Time{}
+		c.parting, c.back, c.rebootAt = false, false, time.Time{}
 	}
 	return back
 }
@@ -47,14 +74,14 @@ func (c *core) settle(m metadata) {
 	switch u := c.update; {
 	case m.UUID != before.UUID:
 		// Whatever it was before, NervesHub ends the update with this join.
-		c.newlyValid = false
 		if u != nil && u.image.UUID != m.UUID && before.UUID != "" {
 			c.note("runs %s %s, which is not the update to %s", m.Version, m.UUID, u.image.UUID)
 		}
-		c.update = nil
-	case u != nil && !u.over() && (u.word == completed || m.Reverted && u.word != none):
+		c.newlyValid, c.validTold, c.update, c.askAt = false, false, nil, time.Time{}
+	case u == nil || u.over():
+	case m.Reverted && u.word != none, c.parting && u.word == completed:
 		u.word, u.reason = failed, "reverted: the device is back on "+m.Version
-	case u != nil:
+	default:
 		u.restarted()
 	}
 }
@@ -86,14 +113,14 @@ func (c *core) validated([]byte) *refusal {
 		return &refusal{codeIncomplete, "say hello first"}
 	}
 	yes := true
-	c.runs.Validated, c.newlyValid = &yes, true
+	c.runs.Validated, c.newlyValid = &yes, !c.validTold
 	return nil
 }
 
 // rebooting says the device is about to. When it is back it joins anew, as any
 // device would.
 func (c *core) rebooting([]byte) *refusal {
-	c.back = true
+	c.parting = true
 	if c.ready() {
 		c.push("rebooting", nil)
 	} else {
@@ -105,9 +132,12 @@ func (c *core) rebooting([]byte) *refusal {
 // iface handles how the device reaches the network.
 func (c *core) iface(p []byte) *refusal {
 	i, no := parseInterface(p)
-	if no == nil {
+	if no != nil {
+		return no
+	}
+	if c.net == nil || c.net.Name != i.Name || !slices.Equal(c.net.Types, i.Types) {
 		c.net = &i
 		c.pushInterface()
 	}
-	return no
+	return nil
 }

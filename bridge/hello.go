@@ -23,20 +23,18 @@ type hello struct {
 // helloJSON is the JSON form: the contract's keys, and NervesHub's own, which
 // firmware written for its other clients already has.
 type helloJSON struct {
-	V            *int    `json:"v"`
-	Version      string  `json:"version"`
-	UUID         string  `json:"uuid"`
-	SHA256       string  `json:"sha256"`
-	Product      string  `json:"product"`
-	Platform     string  `json:"platform"`
-	Architecture string  `json:"architecture"`
-	Validated    *bool   `json:"validated"`
-	Reverted     bool    `json:"reverted"`
-	Packet       int     `json:"packet"`
-	Sleep        float64 `json:"sleep"`
-	Interface    string  `json:"interface"`
+	V            *int   `json:"v"`
+	Version      string `json:"version"`
+	UUID         string `json:"uuid"`
+	SHA256       string `json:"sha256"`
+	Product      string `json:"product"`
+	Platform     string `json:"platform"`
+	Architecture string `json:"architecture"`
+	Validated    *bool  `json:"validated"`
+	Reverted     bool   `json:"reverted"`
+	Packet       int    `json:"packet"`
+	Interface    string `json:"interface"`
 
-	UpdateTool  string `json:"update_tool"`
 	FwUUID      string `json:"nerves_fw_uuid"`
 	FwVersion   string `json:"nerves_fw_version"`
 	FwProduct   string `json:"nerves_fw_product"`
@@ -110,8 +108,8 @@ func parseHello(p []byte) (hello, *refusal) {
 		h.Validated = j.Meta.Validated
 	}
 	if j.ESPELF != "" || j.ESPProject != "" {
-		if !j.ESPChip.given {
-			return hello{}, &refusal{codeIncomplete, "esp_idf_chip_id is missing"}
+		if !j.ESPChip.given || j.ESPProject == "" {
+			return hello{}, &refusal{codeIncomplete, "esp_idf_project_name or esp_idf_chip_id is missing"}
 		}
 		h.ESP = &espIDF{Project: j.ESPProject, Version: j.ESPVersion, ELF: j.ESPELF, IDF: j.ESPIDF, Chip: j.ESPChip.n}
 	}
@@ -126,7 +124,7 @@ func (h hello) checked() (hello, *refusal) {
 	case h.Version != "" && !semver.MatchString(h.Version):
 		return hello{}, &refusal{codeBadVersion, fmt.Sprintf("%q is not a semantic version such as 1.4.0", clean(h.Version))}
 	case h.UUID != "" && !uuidForm.MatchString(h.UUID):
-		return hello{}, &refusal{codeBadPayload, "uuid must be hex digits and dashes"}
+		return hello{}, &refusal{codeBadPayload, "uuid must be letters, digits and dashes"}
 	case h.SHA256 != "" && !sha256Form.MatchString(h.SHA256):
 		return hello{}, &refusal{codeBadPayload, "sha256 must be 64 hex digits"}
 	case h.Packet < 0:
@@ -144,38 +142,45 @@ func (h hello) checked() (hello, *refusal) {
 	return h, nil
 }
 
-// An image is firmware the gateway has handed to this device.
+// An image is firmware this device was offered, or said it runs.
 type image struct{ UUID, Version, Product, Platform, Architecture, SHA256 string }
 
-// is reports whether h names the image: by uuid, else by hash, else by a version
-// that the device did not run before. Of two that disagree the first decides,
-// and conflict says so.
-func (i image) is(h hello, before string) (is bool, conflict *refusal) {
-	sha := strings.EqualFold(h.SHA256, i.SHA256)
-	switch {
-	case i.UUID == "":
-		return false, nil
-	case h.UUID != "":
-		is = h.UUID == i.UUID
-	case h.SHA256 != "":
-		is = sha
-	default:
-		return h.Version == i.Version && h.Version != before, nil
+// find says which of the known images h names: by uuid, else by hash, else by a
+// version other than that of before, the newest first. Where a hello names an
+// image twice and differently the first decides, and conflict says so. A hash
+// decides only where both sides have one: NervesHub may leave it out.
+func (h hello) find(known []image, before string) (found image, conflict *refusal) {
+	for _, i := range known {
+		sameHash := strings.EqualFold(h.SHA256, i.SHA256)
+		bothHash := h.SHA256 != "" && i.SHA256 != ""
+		switch {
+		case h.UUID != "":
+			if h.UUID != i.UUID {
+				continue
+			}
+			if bothHash && !sameHash {
+				return i, &refusal{codeConflict, "uuid and sha256 name different images; uuid decides"}
+			}
+		case bothHash:
+			if !sameHash {
+				continue
+			}
+		case h.Version == "" || h.Version != i.Version || h.Version == before:
+			continue
+		}
+		if h.Version != "" && h.Version != i.Version {
+			return i, &refusal{codeConflict, fmt.Sprintf("the image with this uuid or sha256 has version %s, not %s", i.Version, h.Version)}
+		}
+		return i, nil
 	}
-	switch {
-	case is && h.UUID != "" && h.SHA256 != "" && i.SHA256 != "" && !sha:
-		conflict = &refusal{codeConflict, "uuid and sha256 name different images; uuid decides"}
-	case is && h.Version != "" && h.Version != i.Version:
-		conflict = &refusal{codeConflict, fmt.Sprintf("the image with this uuid or sha256 has version %s, not %s", i.Version, h.Version)}
-	}
-	return is, conflict
+	return image{}, nil
 }
 
 // resolve says what the device runs. What h leaves out is filled from the image
-// it was handed, else from its last full hello, else from its class. The
-// refusal is of code conflict, which is told but does not stop anything, or
-// says what is missing.
-func (h hello) resolve(handed image, last metadata, class Class) (metadata, *refusal) {
+// it names, else from its last full hello, else from its class. The refusal is
+// of code conflict, which is told but does not stop anything, or says what is
+// missing.
+func (h hello) resolve(known []image, last metadata, class Class) (metadata, *refusal) {
 	m := metadata{UUID: h.UUID, Version: h.Version, Product: h.Product, Platform: h.Platform, Architecture: h.Architecture,
 		Author: h.Author, Description: h.Description, VCS: h.VCS, Misc: h.Misc, Validated: h.Validated, Reverted: h.Reverted}
 	if h.ESP != nil {
@@ -184,11 +189,11 @@ func (h hello) resolve(handed image, last metadata, class Class) (metadata, *ref
 			return m, r
 		}
 	}
-	is, conflict := handed.is(h, last.Version)
+	named, conflict := h.find(known, last.Version)
 	switch {
-	case is:
-		m.UUID, m.Version = handed.UUID, handed.Version
-		m.fill(handed.Product, handed.Platform, handed.Architecture)
+	case named.UUID != "":
+		m.UUID, m.Version = named.UUID, named.Version
+		m.fill(named.Product, named.Platform, named.Architecture)
 	case m.UUID == "" && m.Version == last.Version:
 		m.UUID = last.UUID
 	case m.Version == "" && m.UUID == last.UUID:

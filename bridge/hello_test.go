@@ -13,6 +13,9 @@ var (
 		SHA256: strings.Repeat("AB", 32)}
 )
 
+// older is what the device ran before its last full hello.
+var older = image{UUID: "0b9f6a34-7f43-5a1e-9d0b-6a1f2f0e8a77", Version: "0.9.0", Product: "gw", Platform: "gwtest", Architecture: "arm", SHA256: strings.Repeat("cd", 32)}
+
 // TestResolve: what a hello leaves out is filled from the image that was handed
 // out, else from the last full hello, else from the class.
 func TestResolve(t *testing.T) {
@@ -36,6 +39,10 @@ func TestResolve(t *testing.T) {
 		{"uuid wins over version", `{"uuid":"` + handedImage.UUID + `","version":"9.9.9"}`, handedImage, oldFirmware, Class{}, handedImage.UUID + " 1.1.0 gw gwtest arm", codeConflict},
 		{"uuid wins over hash", `{"uuid":"` + handedImage.UUID + `","sha256":"` + strings.Repeat("00", 32) + `"}`, handedImage, oldFirmware, Class{}, handedImage.UUID + " 1.1.0 gw gwtest arm", codeConflict},
 		{"hash wins over version", `{"sha256":"` + strings.Repeat("ab", 32) + `","version":"9.9.9"}`, handedImage, oldFirmware, Class{}, handedImage.UUID + " 1.1.0 gw gwtest arm", codeConflict},
+		{"version of an earlier image", "0.9.0", handedImage, oldFirmware, Class{}, older.UUID + " 0.9.0 gw gwtest arm", ""},
+		{"hash of an earlier image", `{"sha256":"` + strings.Repeat("CD", 32) + `"}`, handedImage, oldFirmware, Class{}, older.UUID + " 0.9.0 gw gwtest arm", ""},
+		{"a hash where the offer had none", `{"version":"1.1.0","sha256":"` + strings.Repeat("00", 32) + `"}`, image{UUID: "x-1", Version: "1.1.0"}, oldFirmware, Class{}, "x-1 1.1.0 gw gwtest arm", ""},
+		{"a hash that no image has", `{"version":"1.1.0","sha256":"` + strings.Repeat("00", 32) + `"}`, handedImage, oldFirmware, Class{}, "", codeIncomplete},
 		{"class fills", `{"version":"1.0.0","uuid":"u-1"}`, image{}, metadata{}, class, "u-1 1.0.0 class-product class-platform class-arch", ""},
 		{"hello over class", `{"version":"1.0.0","uuid":"u-1","product":"mine"}`, image{}, metadata{}, class, "u-1 1.0.0 mine class-platform class-arch", ""},
 		{"a version and no more", "1.0.0", image{}, metadata{}, class, "", codeIncomplete},
@@ -54,7 +61,7 @@ func TestResolve(t *testing.T) {
 			if no != nil {
 				t.Fatal(no)
 			}
-			m, no := h.resolve(tt.handed, tt.last, tt.class)
+			m, no := h.resolve([]image{tt.handed, older}, tt.last, tt.class)
 			if no == nil && tt.code != "" || no != nil && no.code != tt.code {
 				t.Fatalf("%v, want %q", no, tt.code)
 			}
@@ -89,6 +96,7 @@ func TestBadHello(t *testing.T) {
 		{`{"esp_idf_project_name":"x","esp_idf_chip_id":5.5}`, codeBadPayload},
 		{`{"esp_idf_project_name":"x","esp_idf_chip_id":-1}`, codeBadPayload},
 		{`{"esp_idf_project_name":"x"}`, codeIncomplete},
+		{`{"esp_idf_app_elf_sha256":"5a0c1f223344556677889900aabbccdd","esp_idf_version":"1.0.0","esp_idf_chip_id":5,"product":"x"}`, codeIncomplete},
 	} {
 		if _, no := parseHello([]byte(tt.in)); no == nil || no.code != tt.code || no.reason == "" {
 			t.Errorf("%.60q: %v, want %s", tt.in, no, tt.code)
@@ -111,7 +119,7 @@ func FuzzHello(f *testing.F) {
 			}
 			return
 		}
-		m, no := h.resolve(handedImage, oldFirmware, Class{})
+		m, no := h.resolve([]image{handedImage}, oldFirmware, Class{})
 		if no != nil && no.code != codeConflict {
 			return
 		}

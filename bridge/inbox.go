@@ -65,13 +65,8 @@ func (b *inbox) put(in input) (lost string, err error) {
 		return "", nil
 	case published:
 		row := upRowFor(in.name)
-		if row != nil && row.latest {
-			for i := range b.queue {
-				if o := &b.queue[i]; o.kind == published && o.name == in.name {
-					o.payload = in.payload
-					return "coalesced", nil
-				}
-			}
+		if row != nil && row.latest && b.replace(in) {
+			return "coalesced", nil
 		}
 		if b.waiting() >= maxWaiting {
 			if row != nil && row.durable {
@@ -86,6 +81,22 @@ func (b *inbox) put(in input) (lost string, err error) {
 	}
 	b.queue = append(b.queue, in)
 	return "", nil
+}
+
+// replace puts in in the place of its predecessor, but not across a hello or a
+// change of presence: what was said before and after them differs.
+func (b *inbox) replace(in input) bool {
+	for i := len(b.queue) - 1; i >= 0; i-- {
+		o := &b.queue[i]
+		switch {
+		case o.kind == online, o.kind == offline, o.kind == published && o.name == "hello":
+			return false
+		case o.kind == published && o.name == in.name:
+			o.payload = in.payload
+			return true
+		}
+	}
+	return false
 }
 
 // waiting counts all but presence, which cannot pile up: two of it never stand

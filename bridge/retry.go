@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"strconv"
 	"time"
@@ -39,6 +40,41 @@ func (c cause) refuses() bool {
 		return true
 	}
 	return false
+}
+
+// remedy is what an operator can do, where anything: one line for the log.
+func (c cause) remedy() string {
+	switch c {
+	case causeUnauthorize:
+		return "check the secret or certificate of this device, that shared secrets are enabled at NervesHub, and this machine's clock"
+	case causeForbidden, causeRedirect, causeStatus:
+		return "check hub.url: it must be the device socket, wss://HOST/device-socket/websocket, with nothing in between that answers for it"
+	case causeCertificate:
+		return "NervesHub does not take this certificate: its CA must be registered, the device known, and the key the one it came with first"
+	case causeServer:
+		return "set hub.ca_file to the CA of this NervesHub, and check the host in hub.url and this machine's clock"
+	case causeJoin:
+		return "NervesHub cannot take what this device says it runs; compare it with the device's page there"
+	case causeContested:
+		return "something else connects as this device; run it in one place only"
+	case causeUnavailable:
+		return "NervesHub cannot look devices up; if it lasts, its operator has to"
+	}
+	return ""
+}
+
+// reasonHeader is where NervesHub explains some refusals
+// (NervesHubWeb.DeviceSocket).
+const reasonHeader = "Nh-Connection-Error-Reason"
+
+// explained adds to err what the server said about it.
+func explained(err error) error {
+	if dial, ok := errors.AsType[*phoenix.DialError](err); ok {
+		if reason := clean(dial.Header.Get(reasonHeader)); reason != "" {
+			return fmt.Errorf("%w (%s)", err, reason)
+		}
+	}
+	return err
 }
 
 // causeOf names what went wrong.
@@ -138,7 +174,10 @@ func (r *retry) after(err error, up time.Duration, now time.Time, jitter float64
 		wait = scale(min(time.Second<<min(r.faults, 10), transportMost), jitter)
 		r.faults++
 	}
-	wait = max(wait, retryAfter(err), r.dialedAt.Add(dialsApart).Sub(now))
+	if asked := retryAfter(err); asked > wait {
+		wait = asked + scale(asked/4, jitter) // it asked everybody
+	}
+	wait = max(wait, r.dialedAt.Add(dialsApart).Sub(now))
 	return why, wait
 }
 

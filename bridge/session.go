@@ -18,7 +18,7 @@ import (
 // A link is what the connection's goroutine has to report, one field at a time.
 type link struct {
 	conn  *phoenix.Conn // it is up
-	notes []string      // about the credentials, with conn
+	notes []string      // about the credentials, with conn or err
 	msg   phoenix.Message
 	bad   error // a frame that is not a Message; the connection lives on
 	err   error // it is down; nothing follows
@@ -138,8 +138,9 @@ func (s *Session) linked(l link) error {
 	case l.bad != nil:
 		s.fleet.counters.add(count{dropped, "malformed"})
 	case l.err != nil:
+		s.noteCredentials(l.notes)
 		s.down(l.err)
-	case s.conn != nil: // else a frame that was read before we hung up
+	default:
 		return s.core.fromHub(l.msg)
 	}
 	return nil
@@ -150,7 +151,9 @@ func (s *Session) noteCredentials(notes []string) {
 	if slices.Equal(notes, s.notes) {
 		return
 	}
-	s.notes = notes
+	if notes != nil {
+		s.notes = notes
+	}
 	for _, n := range notes {
 		s.log().Warn("credentials", "note", n)
 	}
@@ -233,7 +236,11 @@ func (s *Session) down(err error) {
 		state, level = StateRefused, slog.LevelWarn
 	}
 	s.show(state, &ended{why, err, s.redial})
-	s.log().Log(context.Background(), level, "link down", "cause", string(why), "err", err, "retry", wait.Round(time.Millisecond))
+	args := []any{"cause", string(why), "err", explained(err), "retry", wait.Round(time.Millisecond)}
+	if remedy := why.remedy(); remedy != "" {
+		args = append(args, "remedy", remedy)
+	}
+	s.log().Log(context.Background(), level, "link down", args...)
 }
 
 // dialIfDue begins a link: one goroutine dials, and a fresh one reads, so that
@@ -244,18 +251,19 @@ func (s *Session) dialIfDue(ctx context.Context) {
 	}
 	s.show(StateDialing, nil)
 	s.retry.dialedAt = time.Now()
-	link1, cancel := context.WithCancel(ctx)
+	// The link outlives ctx until run has said goodbye.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	s.hangup, s.redial = cancel, time.Time{}
 	f, device, own := s.fleet, s.core.device, s.core.class.Identity
 	f.wg.Go(func() {
-		conn, notes, err := f.dial(link1, device, own)
+		conn, notes, err := f.dial(ctx, device, own)
 		if err != nil {
-			s.links <- link{err: err}
+			s.links <- link{err: err, notes: notes}
 			return
 		}
 		f.wg.Go(func() {
 			s.links <- link{conn: conn, notes: notes}
-			s.links <- link{err: s.read(link1, conn)}
+			s.links <- link{err: s.read(ctx, conn)}
 		})
 	})
 }

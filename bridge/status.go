@@ -47,7 +47,7 @@ type UpdateStatus struct {
 // Counters are how often each thing has happened since the start. The labels
 // come from fixed lists, so their number is bounded.
 type Counters struct {
-	Joins    map[string]uint64 // by outcome
+	Joins    uint64            // accepted, re-joins included
 	Refusals map[string]uint64 // links that ended or never came up, by cause
 	Up       map[string]uint64 // from devices, by name of the contract
 	Down     map[string]uint64 // to devices, by name
@@ -101,7 +101,7 @@ func (c *counters) snapshot() Counters {
 		}
 		return m
 	}
-	return Counters{Joins: of(joins), Refusals: of(refusals), Up: of(fromDevice), Down: of(toDevice),
+	return Counters{Joins: c.by[count{joins, "ok"}], Refusals: of(refusals), Up: of(fromDevice), Down: of(toDevice),
 		Hub: of(toHub), FromHub: of(fromHub), Errors: of(refusedUp), Dropped: of(dropped)}
 }
 

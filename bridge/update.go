@@ -54,13 +54,32 @@ type update struct {
 	delay  time.Duration // of rescheduled
 
 	// What NervesHub was told.
+	row       bool      // it has a row for this update, as far as is known
 	rowAt     time.Time // when the row was created or last stored a change
 	quietTill time.Time // no status before
 	told      word      // the furthest word
 	toldStage word
 	toldValue int
-	progAt    time.Time // when progress last went up
-	wordAt    time.Time // when its word was last stored
+	toldAt    time.Time // when progress last went up
+	stored    progress  // what NervesHub stored last
+	storedAt  time.Time
+
+	// What a heartbeat has proved: everything that was sent before one that was
+	// answered has arrived.
+	beat, proved proof
+	retellTill   time.Time // the last word may have been lost, and is told again until then
+}
+
+// progress is a stage and how far it has come.
+type progress struct {
+	stage word
+	value int
+}
+
+// A proof is how far NervesHub is known to have heard.
+type proof struct {
+	told  word
+	rowAt time.Time
 }
 
 // newUpdate is the state of an update that was offered at now.
@@ -73,19 +92,59 @@ func newUpdate(o offer, payload json.RawMessage, now time.Time) *update {
 // offeredAgain takes over the URL of a repeat. NervesHub sends update only when
 // it creates a row, so nothing has been told about this one yet.
 func (u *update) offeredAgain(payload json.RawMessage, now time.Time) {
-	u.payload, u.rowAt, u.quietTill = payload, now, now.Add(commitRace)
-	u.told, u.toldStage, u.toldValue, u.progAt = none, none, -1, time.Time{}
+	u.payload, u.row, u.rowAt, u.quietTill = payload, true, now, now.Add(commitRace)
+	u.told, u.toldStage, u.toldValue, u.toldAt = none, none, -1, time.Time{}
+	u.stored, u.storedAt, u.retellTill = progress{}, time.Time{}, time.Time{}
+	u.beat = proof{none, now}
+	u.proved = u.beat
+}
+
+// open reports whether NervesHub has a row that still waits for its end.
+func (u *update) open(now time.Time) bool {
+	return u.row && u.told < failed && now.Sub(u.rowAt) < rowLife
 }
 
 // running reports whether NervesHub must keep the row over a join: the device
 // has acted on the offer, and how that ended has not been told yet. An offer
 // nobody acted on is better forgotten: it comes again at once, for free.
 func (u *update) running(now time.Time) bool {
-	return u != nil && u.word != none && u.told < failed && !u.gone(now)
+	return u != nil && u.word != none && u.open(now)
+}
+
+// onOffer reports whether the device may be told to take the update: NervesHub
+// still waits for it, and the device has not ended it.
+func (u *update) onOffer(now time.Time) bool {
+	return u != nil && !u.word.terminal() && u.open(now)
 }
 
 // over reports that the device has turned the update down or failed at it.
 func (u *update) over() bool { return u.word >= failed }
+
+// goesOn reports whether a repeat of the offer concerns what the device is at,
+// or has ended with a word that NervesHub may never have heard.
+func (u *update) goesOn(now time.Time) bool {
+	return !u.over() || now.Before(u.retellTill)
+}
+
+// beats notes what has been sent before a heartbeat; answered, that it arrived.
+func (u *update) beats() { u.beat = proof{u.told, u.rowAt} }
+
+func (u *update) answered() { u.proved = u.beat }
+
+// retell is how long after the loss of a link a last word that may have been
+// lost with it is still news.
+const retell = 5 * time.Minute
+
+// lost takes back what may not have arrived when the channel or its link died. A last word is not simply said
+// again: if it did arrive, the row is gone, and a second one would crash the
+// channel. A join without the row settles it: only if NervesHub offers the
+// update again was the word lost.
+func (u *update) lost(now time.Time) {
+	u.rowAt, u.beat = u.proved.rowAt, u.proved
+	if u.told >= failed && u.proved.told < failed {
+		u.told, u.row, u.retellTill = u.proved.told, false, now.Add(retell)
+	}
+}
 
 // report takes what the device said.
 func (u *update) report(r report) *refusal {
@@ -119,9 +178,6 @@ func (u *update) restarted() {
 	}
 }
 
-// gone reports whether NervesHub has forgotten the row.
-func (u *update) gone(now time.Time) bool { return now.Sub(u.rowAt) >= rowLife }
-
 // A statement is one event about an update, ready to be pushed.
 type statement struct {
 	event   string
@@ -131,18 +187,14 @@ type statement struct {
 // due returns what NervesHub is to be told at now, in order, and takes it as
 // told: the caller has a joined channel.
 func (u *update) due(now time.Time) []statement {
-	if now.Before(u.quietTill) || u.gone(now) || u.told >= failed {
+	if now.Before(u.quietTill) || !u.running(now) {
 		return nil
 	}
 	var out []statement
-	if u.word == none {
-		return nil
-	}
 	for _, w := range []word{received, started} {
 		if u.told < w && (u.word >= w && !u.word.terminal() || u.stage != none) {
-			u.told = w
+			u.told, u.rowAt = w, now
 			out = append(out, statement{"status_update", encode(map[string]any{"status": w.String()})})
-			u.rowAt = now
 		}
 	}
 	if u.progressDue(now) {
@@ -155,21 +207,23 @@ func (u *update) due(now time.Time) []statement {
 	return out
 }
 
-// progressDue: the stage or the value changed, and the last one is old enough
-// or the update is about to end.
+// news reports whether the stage or the value changed since it was told.
+func (u *update) news() bool {
+	return u.stage != none && u.told < completed && (u.stage != u.toldStage || u.value > u.toldValue)
+}
+
+// progressDue: there is news, and the last is old enough or the update is about
+// to end.
 func (u *update) progressDue(now time.Time) bool {
-	if u.stage == none || u.told >= completed || u.stage == u.toldStage && u.value <= u.toldValue {
-		return false
-	}
-	return u.word.terminal() || u.stage != u.toldStage || !now.Before(u.progAt.Add(progressEvery))
+	return u.news() && (u.word.terminal() || u.stage != u.toldStage || !now.Before(u.toldAt.Add(progressEvery)))
 }
 
 // progress is the newest progress. Without a value only the stage is told.
 func (u *update) progress(now time.Time) statement {
-	if u.stage != u.toldStage || now.Sub(u.wordAt) >= storeEvery {
-		u.rowAt, u.wordAt = now, now // what NervesHub stores keeps the row alive
+	if p := (progress{u.stage, u.value}); p.stage != u.stored.stage || p.value != u.stored.value && now.Sub(u.storedAt) >= storeEvery {
+		u.stored, u.storedAt, u.rowAt = p, now, now // only a change keeps the row alive
 	}
-	u.told, u.toldStage, u.toldValue, u.progAt = max(u.told, u.stage), u.stage, u.value, now
+	u.told, u.toldStage, u.toldValue, u.toldAt = max(u.told, u.stage), u.stage, u.value, now
 	if u.value < 0 {
 		return statement{"status_update", encode(map[string]any{"status": u.stage.String()})}
 	}
@@ -192,12 +246,12 @@ func (u *update) last() json.RawMessage {
 // means never.
 func (u *update) deadline(now time.Time) time.Time {
 	switch {
-	case u.word == none || u.told >= failed || u.gone(now):
+	case !u.running(now):
 		return time.Time{}
 	case now.Before(u.quietTill):
 		return u.quietTill
-	case u.stage != none && u.told < completed && (u.stage != u.toldStage || u.value > u.toldValue):
-		return u.progAt.Add(progressEvery)
+	case u.news():
+		return u.toldAt.Add(progressEvery)
 	}
 	return time.Time{}
 }

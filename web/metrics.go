@@ -72,7 +72,7 @@ func (c collector) counters(ch chan<- prometheus.Metric, lost map[string]uint64)
 		}
 	}
 	n := c.gateway.Counters()
-	ch <- prometheus.MustNewConstMetric(joined, prometheus.CounterValue, float64(n.Joins["ok"]))
+	ch <- prometheus.MustNewConstMetric(joined, prometheus.CounterValue, float64(n.Joins))
 	each(refused, n.Refusals)
 	each(messages, n.Up, "up")
 	each(messages, n.Down, "down")

@@ -23,7 +23,7 @@ func (gateway) Devices() []bridge.Status {
 }
 
 func (gateway) Counters() bridge.Counters {
-	return bridge.Counters{Joins: map[string]uint64{"ok": 7}, Refusals: map[string]uint64{"unauthorized": 2},
+	return bridge.Counters{Joins: 7, Refusals: map[string]uint64{"unauthorized": 2},
 		Up: map[string]uint64{"hello": 5}, Down: map[string]uint64{"update": 1}, Hub: map[string]uint64{"status_update": 4},
 		FromHub: map[string]uint64{"reboot": 3}, Errors: map[string]uint64{"bad_payload": 6}, Dropped: map[string]uint64{"expired": 8}}
 }
