@@ -282,20 +282,39 @@ func (e *Embedded) publishDevice(device string, l letter, now time.Time) error {
 
 // newMailbox is called with mu held.
 func (e *Embedded) newMailbox(device string) *mailbox {
+	if len(e.boxes) >= boxesPerDevice*e.maxDevices {
+		e.forgetAbsent()
+	}
 	b := &mailbox{retained: map[string]letter{}, shared: e.shared, lost: &e.lost}
 	e.boxes[device] = b
 	return b
 }
 
+// boxesPerDevice bounds the mailboxes of devices that are away: whoever may
+// connect could otherwise leave one behind for each name it makes up.
+const boxesPerDevice = 2
+
+// forgetAbsent drops the mailbox of a device that is away. It is called with mu
+// held.
+func (e *Embedded) forgetAbsent() {
+	for device, b := range e.boxes { // in no order; at least half are away
+		if b.session == nil {
+			delete(e.boxes, device)
+			e.lost.add("forgotten")
+			return
+		}
+	}
+}
+
 // release forgets a mailbox with nothing in it. It is called with mu held.
 func (e *Embedded) release(device string, b *mailbox) {
-	if b.session == nil && len(b.retained) == 0 {
+	if b.idle() {
 		delete(e.boxes, device)
 	}
 }
 
 // Health implements [Bus]. The reasons of Dropped are absent, acl, expired,
-// offline, panic, queue_full, retained, too_large and unsubscribed. acl counts
+// forgotten (the state of one absent device too many), offline, panic, queue_full, retained, too_large and unsubscribed. acl counts
 // refused subscriptions, too; panic, packets that were too much for the decoder
 // or the Handler; unsubscribed, commands a full queue dropped because a device
 // that has subscribed did not subscribe to them.

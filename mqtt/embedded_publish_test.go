@@ -187,22 +187,40 @@ func TestGatewayMessageReachesAll(t *testing.T) {
 	})
 }
 
-// What a device that leaves did not get is counted.
+// What a device that leaves did not get is counted, and the newest of what may
+// still be delivered waits for it.
 func TestAbsentIsCounted(t *testing.T) {
 	onMemory(t, mqtt.EmbeddedConfig{}, func(t *testing.T, b *broker) {
 		c := b.device(rawConnect{id: "d"})
-		for range 20 {
-			b.publish(mqtt.Message{Device: "d", Name: "cmd", Expires: time.Now().Add(time.Hour)})
+		for i := range 20 {
+			b.publish(mqtt.Message{Device: "d", Name: "cmd", Payload: fmt.Append(nil, i), Expires: time.Now().Add(time.Hour)})
+			b.publish(mqtt.Message{Device: "d", Name: "old", Payload: fmt.Append(nil, i), Expires: time.Now().Add(time.Minute)})
+			b.publish(mqtt.Message{Device: "d", Name: "now", Payload: fmt.Append(nil, i)})
 		}
 		b.publish(mqtt.Message{Device: "d", Name: "link", Payload: []byte("up"), Retain: true})
-		c.take()
 		_ = c.Close()
 		b.wait(t, "d offline", 1)
-		if got, want := fmt.Sprint(b.Health().Dropped), "map[absent:19]"; got != want {
+		if got, want := fmt.Sprint(b.Health().Dropped), "map[absent:58]"; got != want {
 			t.Errorf("dropped %s, want %s", got, want)
 		}
+		time.Sleep(30 * time.Minute)
 		c = b.device(rawConnect{id: "d"})
-		c.subscribeExpect(t, "nh/d/down/link=up qos 1 retain true")
+		c.subscribeExpect(t, "nh/d/down/cmd=19 qos 1 retain false", "nh/d/down/link=up qos 1 retain true")
+		if got, want := fmt.Sprint(b.Health().Dropped), "map[absent:58 expired:1]"; got != want {
+			t.Errorf("dropped %s, want %s", got, want)
+		}
+	})
+}
+
+// Whoever may connect cannot leave a mailbox behind for every name it makes up.
+func TestAbsentAreBounded(t *testing.T) {
+	onMemory(t, mqtt.EmbeddedConfig{MaxDevices: 4}, func(t *testing.T, b *broker) {
+		for i := range 100 {
+			b.publish(mqtt.Message{Device: fmt.Sprintf("d%d", i), Name: "link", Payload: []byte("down"), Retain: true})
+		}
+		if n := b.Health().Dropped["forgotten"]; n != 100-2*4 {
+			t.Errorf("%d forgotten, want %d", n, 100-2*4)
+		}
 	})
 }
 

@@ -260,16 +260,27 @@ func (b *mailbox) takeOver() {
 	b.unacked, b.subs, b.held = nil, nil, false
 }
 
-// close drops what a device that went away did not get.
+// close readies the mailbox for an absence. A command with a time to live waits
+// for the device, unless a newer one of its topic does; the rest is lost.
 func (b *mailbox) close(now time.Time) {
-	for _, l := range append(b.unacked, b.queue...) {
+	var kept []letter
+	for _, l := range slices.Backward(append(b.unacked, b.queue...)) {
+		newer := slices.ContainsFunc(kept, func(k letter) bool { return k.topic == l.topic })
 		switch {
 		case l.state:
 		case expired(l.expires, now):
 			b.lost.add("expired")
-		default:
+		case l.expires.IsZero() || newer:
 			b.lost.add("absent")
+		default:
+			kept = append(kept, l)
 		}
 	}
-	b.queue, b.unacked, b.subs, b.held = nil, nil, nil, false
+	slices.Reverse(kept)
+	b.queue, b.unacked, b.subs, b.held = kept, nil, nil, false
+}
+
+// idle reports whether the mailbox holds nothing for its absent device.
+func (b *mailbox) idle() bool {
+	return b.session == nil && len(b.retained) == 0 && len(b.queue) == 0
 }
