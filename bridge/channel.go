@@ -61,7 +61,7 @@ func (c *core) join() {
 	case u != nil:
 		u.row = false // this join deletes it
 	}
-	c.letGo, c.void = downloading == "", false
+	c.letGo, c.void = downloading == "" && c.joined, false
 	name := ""
 	if c.net != nil {
 		name = c.net.Name

@@ -38,7 +38,7 @@ type core struct {
 	joinedAt time.Time
 	askedAt  time.Time // when the last join was sent
 	answerBy time.Time // it must be answered by then; zero: it is
-	letGo    bool      // it deletes the row of an update
+	letGo    bool      // it replaces a living channel, and deletes the row of an update
 	void     bool      // an update crossed it, whose row is gone: join once more
 	voids    int       // how often in a row
 	rejoinAt time.Time // the channel is joined anew then; zero: it is not
