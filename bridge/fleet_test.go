@@ -260,6 +260,36 @@ func TestOfferLetGo(t *testing.T) {
 	}
 }
 
+// TestFastUpdate: a device that is done before NervesHub can hear of anything is
+// still seen to have received, started and got on.
+func TestFastUpdate(t *testing.T) {
+	inBubble(t, []string{"d"}, func(s *site) {
+		s.joined("d")
+		s.must(s.hub.SetRelease(uuid11))
+		for len(s.bus.published("d", "update")) < 2 {
+			time.Sleep(time.Millisecond)
+		}
+		s.say("d", "progress", "50")
+		s.say("d", "rebooting", "")
+		s.fleet.Offline("d")
+		s.online("d")
+		s.hello("d", uuid11, "1.1.0", "")
+		s.say("d", "validated", "")
+		d := s.until("d", "1.1.0 validated", func(d hubtest.DeviceState) bool {
+			return d.Metadata.UUID == uuid11 && d.Validation == "validated"
+		})
+		for _, want := range []string{`"received"`, `"started"`, `"value":50`} {
+			if !slices.ContainsFunc(d.Frames, func(f hubtest.Frame) bool { return strings.Contains(string(f.Payload), want) }) {
+				s.Errorf("no %s: %s", want, s.story("d"))
+			}
+		}
+		if d.Successes != 1 {
+			s.Error(s.story("d"))
+		}
+		s.clean("d")
+	})
+}
+
 // TestBootLoop: a device that starts over every minute keeps no row alive, and
 // makes none.
 func TestBootLoop(t *testing.T) {

@@ -42,6 +42,13 @@ func (c *core) hello(p []byte) *refusal {
 	return no
 }
 
+// waits reports whether what the device says now has to wait, for half a second
+// at most: a hello must not overtake what was reported about an update that
+// NervesHub cannot hear about yet.
+func (c *core) waits(name string) bool {
+	return name == "hello" && c.ready() && c.update.running(c.now) && c.now.Before(c.update.quietTill)
+}
+
 // maxKnown is how many images are remembered of a device: what it runs, what it
 // ran before, and two it was offered.
 const maxKnown = 4

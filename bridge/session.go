@@ -33,13 +33,14 @@ type Session struct {
 	snapshot atomic.Pointer[Status] // for the page; run stores it
 
 	// Owned by run.
-	core   core
-	retry  retry
-	conn   *phoenix.Conn // nil while the link is down or coming up
-	links  chan link
-	hangup context.CancelFunc // ends the link; nil when there is none
-	redial time.Time          // zero while a link exists
-	notes  []string           // the credentials' last, to log each once
+	core    core
+	retry   retry
+	conn    *phoenix.Conn // nil while the link is down or coming up
+	links   chan link
+	hangup  context.CancelFunc // ends the link; nil when there is none
+	redial  time.Time          // zero while a link exists
+	backlog []input            // taken from the inbox and waiting, see core.waits
+	notes   []string           // the credentials' last, to log each once
 }
 
 // run is the device's life. Four things can happen to it: the device speaks,
@@ -65,6 +66,7 @@ func (s *Session) run(ctx context.Context) {
 		case <-timer.C:
 			s.core.now = time.Now()
 			fail = s.core.tick()
+			s.heard()
 		}
 		if err := s.act(); fail == nil {
 			fail = err
@@ -100,9 +102,15 @@ func (s *Session) wake() time.Time {
 	return at
 }
 
-// heard handles what the device's side has to say.
+// heard handles what the device's side has to say, in order.
 func (s *Session) heard() {
-	for _, in := range s.inbox.take() {
+	s.backlog = append(s.backlog, s.inbox.take()...)
+	for len(s.backlog) > 0 {
+		in := s.backlog[0]
+		if in.kind == published && s.core.waits(in.name) {
+			return
+		}
+		s.backlog = s.backlog[1:]
 		switch in.kind {
 		case online:
 			s.core.online(in.client)

@@ -231,4 +231,3 @@ func said(d hubtest.DeviceState, event, text string) int {
 	}
 	return n
 }
-
