@@ -38,7 +38,7 @@ func execute(args []string) int {
 			return nil
 		},
 	}
-	root.AddCommand(runCommand(), checkCommand(), demoCommand(), hubCommand(), deviceCommand(), versionCommand())
+	root.AddCommand(runCommand(), checkCommand(), demoCommand(), hubCommand(), deviceCommand(), imageCommand(), versionCommand())
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; try %s --help", err, cmd.CommandPath())}

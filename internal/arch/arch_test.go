@@ -25,6 +25,7 @@ var floors = map[string]int{
 	"phoenix":          0,
 	"mqtt":             0,
 	"identity":         0,
+	"firmware":         0,
 }
 
 // beside the floors stand the judges and the tools; each imports of ours only
@@ -44,6 +45,7 @@ var thirdParty = map[string][]string{
 	"github.com/mochi-mqtt/server/v2":     {"mqtt"},
 	"github.com/eclipse/paho.mqtt.golang": {"mqtt"},
 	"golang.org/x/time":                   {"bridge"},
+	"golang.org/x/crypto":                 {"firmware"},
 	"gopkg.in/yaml.v3":                    {"internal/gateway"},
 	"github.com/prometheus/client_golang": {"web"},
 	"github.com/spf13/cobra":              {"cmd/ganglion"},
