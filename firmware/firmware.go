@@ -28,6 +28,7 @@ const (
 	Malformed    Verdict = "malformed"
 	TooBig       Verdict = "too_big" // for the limits, or for what it declares itself
 	UnsafePath   Verdict = "unsafe_path"
+	WrongBase    Verdict = "wrong_base" // a patch applied to another image than it is for
 	Truncated    Verdict = "truncated"
 	Unsupported  Verdict = "unsupported" // well-formed, of a kind that is not handled
 	BadVersion   Verdict = "bad_version" // no semantic version
@@ -42,6 +43,7 @@ var remedies = map[Verdict]string{
 	Malformed:    "fetch it again; if it stays so, build it again and do not repack it",
 	TooBig:       "make the image smaller, or raise the limit",
 	UnsafePath:   "give its resources plain names, without . or .. or backslashes",
+	WrongBase:    "have the full image sent: turn deltas off in the deployment group",
 	Truncated:    "fetch it again; if it stays so, upload it again",
 	Unsupported:  "build a full image",
 	BadVersion:   "give it a semantic version, like 1.2.3",
@@ -184,12 +186,12 @@ const patchMagic = 0x04
 
 func refuseDelta(format string, args ...any) error {
 	return &VerdictError{Verdict: Unsupported, Reason: fmt.Sprintf(format, args...),
-		Remedy: "have the full image sent: turn deltas off in the deployment group"}
+		Remedy: remedies[WrongBase]}
 }
 
 // Extract writes a resource to w, holes filled with zeros. What is written is
 // verified on the way, against what the signature covers: only when Extract
-// returns nil may it be used.
+// returns nil may it be used. Several may run at once.
 func (i Image) Extract(w io.Writer, resource string) error {
 	c, ok := i.contents[resource]
 	if !ok {

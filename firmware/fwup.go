@@ -69,6 +69,9 @@ func readMeta(r io.ReaderAt, members []member) (text, sig []byte, rest []member,
 	if len(members) == 0 || members[0].name != metaName {
 		return nil, nil, nil, refuse(Malformed, "%s is not where it belongs, first after the signature", metaName)
 	}
+	if slices.ContainsFunc(members, func(m member) bool { return m.name == signatureName }) {
+		return nil, nil, nil, refuse(Malformed, "%s is not the first member, where alone fwup looks for it", signatureName)
+	}
 	m := &members[0]
 	switch {
 	case m.size > metaMost:

@@ -39,7 +39,8 @@ func imageInspectCommand() *cobra.Command {
 		Use:   "inspect [--json] [--key BASE64|FILE]... FILE",
 		Short: "Say what is in a firmware image, who signed it, and what is wrong with it",
 		Long: "Reads a fwup archive (*.fw) or an ESP-IDF application image (*.bin) as the gateway does before a device is\n" +
-			"given it. Exit code 0: a device could be given it; 1: not; 2: wrong use.",
+			"given it. Verdicts: ok, unsigned, unknown_key, bad_signature, bad_digest, bad_version, malformed, truncated,\n" +
+			"too_big, unsafe_path, unsupported. Exit code 0: a device could be given it; 1: not; 2: wrong use.",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return usageError{fmt.Errorf("image inspect: takes one file (found %d); try ganglion image inspect --help", len(args))}

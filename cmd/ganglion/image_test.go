@@ -43,19 +43,17 @@ func secureBootKey(t *testing.T) string {
 	return ""
 }
 
-func TestImageInspect(t *testing.T) {
-	// A key of each kind, as somebody would keep them.
-	ring := filepath.Join(t.TempDir(), "keys")
-	if err := os.WriteFile(ring, []byte(otherKey+"\n\n"+secureBootKey(t)+fwupKey), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for _, c := range []struct {
-		file      string
-		keys      []string
-		code      int
-		want      inspection // Reason a part of it
-		resources []string
-	}{
+// An imageCase is a sample inspected with some keys.
+type imageCase struct {
+	file      string
+	keys      []string
+	code      int
+	want      inspection // Reason a part of it
+	resources []string
+}
+
+func imageCases(ring string) []imageCase {
+	return []imageCase{
 		{"fw/good-two-resources.fw", []string{fwupKey}, 0, inspection{Verdict: firmware.OK, Kind: firmware.Fwup, Key: fwupKey, Reason: "trusted key",
 			UUID: "52320663-ca33-5585-c56d-09d19707d669", Product: "gw-sensor", Version: "1.3.3", Platform: "stm32f4", Architecture: "arm"},
 			[]string{"app.bin", "bootloader.bin"}},
@@ -75,7 +73,16 @@ func TestImageInspect(t *testing.T) {
 		{"fw/empty-file.fw", nil, 1, inspection{Verdict: firmware.Malformed, Reason: "empty"}, nil},
 		{"fw/delta.delta.fw", []string{fwupKey}, 1, inspection{Verdict: firmware.Unsupported, Kind: firmware.Fwup, Key: fwupKey, Reason: "delta",
 			UUID: "086135bb-e984-5ecc-6219-ccc895525aef", Product: "gw-sensor", Version: "2.2.4", Platform: "stm32f4", Architecture: "arm"}, nil},
-	} {
+	}
+}
+
+func TestImageInspect(t *testing.T) {
+	// A key of each kind, as somebody would keep them.
+	ring := filepath.Join(t.TempDir(), "keys")
+	if err := os.WriteFile(ring, []byte(otherKey+"\n\n"+secureBootKey(t)+fwupKey), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range imageCases(ring) {
 		args := []string{"image", "inspect", "--json", images + c.file}
 		for _, k := range c.keys {
 			args = append(args, "--key", k)
