@@ -111,13 +111,16 @@ func readMetadata(img *Image, text []byte, r io.ReaderAt, size int64, members []
 	if err != nil {
 		return err
 	}
-	for name, field := range map[string]*string{"meta-product": &img.Product, "meta-version": &img.Version,
-		"meta-platform": &img.Platform, "meta-architecture": &img.Architecture} {
-		values := meta.values[name]
+	for _, f := range []struct {
+		name string
+		to   *string
+	}{{"meta-product", &img.Product}, {"meta-version", &img.Version},
+		{"meta-platform", &img.Platform}, {"meta-architecture", &img.Architecture}} {
+		values := meta.values[f.name]
 		if len(values) != 1 || values[0] == "" || !printable(values[0]) {
-			return refuse(Malformed, "%s has no usable %s", metaName, name)
+			return refuse(Malformed, "%s has no usable %s", metaName, f.name)
 		}
-		*field = values[0]
+		*f.to = values[0]
 	}
 	files, err := meta.resources(limits.Expanded)
 	if err != nil {

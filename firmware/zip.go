@@ -110,7 +110,10 @@ func readEnd(r io.ReaderAt, size int64) (directory, error) {
 	if err := readAt(r, tail, size-int64(len(tail))); err != nil {
 		return directory{}, err
 	}
-	last := bytes.LastIndex(tail, []byte(endSig))
+	last := len(tail) - endSize
+	if last < 0 || string(tail[last:][:4]) != endSig {
+		last = bytes.LastIndex(tail, []byte(endSig))
+	}
 	if last < 0 || len(tail)-last < endSize {
 		return directory{}, refuse(Truncated, "the archive has no end record")
 	}
