@@ -119,6 +119,8 @@ func TestPatchWritten(t *testing.T) {
 	}
 }
 
+// The seeds are the beginnings of the sample patches, and a whole small one: the
+// fuzzer spends its time shortening what is longer.
 func FuzzPatch(f *testing.F) {
 	bases := []string{"small-base.bin", "large-base.bin", "small-base-near.bin", "small-new.bin"}
 	images := map[string][]byte{}
@@ -131,8 +133,10 @@ func FuzzPatch(f *testing.F) {
 		if !ok {
 			f.Fatalf("base %s is not among the images", c.Base)
 		}
-		f.Add(sample(f, c.Patch), i)
+		patch := sample(f, c.Patch)
+		f.Add(patch[:min(len(patch), 256)], i)
 	}
+	f.Add(written(4, format, record("", "", 8), record("\x00\x00", "", -10), record("\x00", "x", 9)), uint8(0))
 	f.Fuzz(func(t *testing.T, patch []byte, base uint8) {
 		apply(t, images[bases[int(base)%len(bases)]], patch, 256<<10)
 	})
