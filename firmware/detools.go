@@ -7,34 +7,11 @@ import (
 	"math"
 )
 
-// The classes a PatchError can have.
-const (
-	patchMalformed   = "malformed"   // no encoder writes this
-	patchTruncated   = "truncated"   // the patch ends too early
-	patchTooBig      = "too_big"     // the new image is larger than allowed
-	patchUnsupported = "unsupported" // well-formed, but of a kind NervesHub never makes
-	patchWrongBase   = "wrong_base"  // made for a larger old image than this one
-)
-
-// A PatchError says what is wrong with a patch. Class is one of "malformed",
-// "truncated", "too_big", "unsupported" and "wrong_base"; Reason is for a person.
-type PatchError struct {
-	Class, Reason string
-}
-
-func (e *PatchError) Error() string {
-	return "firmware: patch is " + e.Class + ": " + e.Reason
-}
-
-func patchErrorf(class, format string, args ...any) error {
-	return &PatchError{Class: class, Reason: fmt.Sprintf(format, args...)}
-}
-
 // patchReadError is err, met while reading what: a patch that ends there is a
-// PatchError, a reader that fails is not.
+// VerdictError, a reader that fails is not.
 func patchReadError(what string, err error) error {
 	if err == io.EOF {
-		return patchErrorf(patchTruncated, "it ends within %s", what)
+		return refuse(Truncated, "it ends within %s", what)
 	}
 	return fmt.Errorf("firmware: patch: read %s: %w", what, err)
 }
@@ -58,7 +35,7 @@ const patchChunk = 16 << 10
 // [0, oldSize) and patch to its end, and holds at most about 100 KiB whatever
 // the patch declares.
 //
-// A fault of the patch is a *PatchError; other errors are those of old, patch
+// A fault of the patch is a *VerdictError; other errors are those of old, patch
 // and w. After an error what was written is no image. Without an error it may
 // still be a wrong one: a patch carries no digest of either image, so the result
 // has to be verified like any other.
@@ -84,14 +61,14 @@ func ApplyPatch(old io.ReaderAt, oldSize int64, patch io.Reader, w io.Writer, li
 	// written by it or by the next, except for the first.
 	for records := int64(0); p.left > 0; records++ {
 		if records > p.size {
-			return out.n, patchErrorf(patchMalformed, "it has more records than the new image has bytes")
+			return out.n, refuse(Malformed, "it has more records than the new image has bytes")
 		}
 		if err := p.record(); err != nil {
 			return out.n, err
 		}
 	}
 	if err := p.in.end(); err == errTrailing {
-		return out.n, patchErrorf(patchMalformed, "it goes on after the new image is complete")
+		return out.n, refuse(Malformed, "it goes on after the new image is complete")
 	} else if err != nil {
 		return out.n, patchReadError("its end", err)
 	}
@@ -121,7 +98,7 @@ func (p *patcher) header(in *bufio.Reader, limit int64) error {
 		return patchReadError("its first byte", err)
 	}
 	if kind != patchKind {
-		return patchErrorf(patchUnsupported, "its first byte is %02x, not %02x (sequential, heatshrink)", kind, patchKind)
+		return refuse(Unsupported, "its first byte is %02x, not %02x (sequential, heatshrink)", kind, patchKind)
 	}
 	p.size, err = readSize(in, "the new image's size")
 	if err != nil {
@@ -129,9 +106,9 @@ func (p *patcher) header(in *bufio.Reader, limit int64) error {
 	}
 	switch {
 	case p.size == 0:
-		return patchErrorf(patchMalformed, "the new image is empty")
+		return refuse(Malformed, "the new image is empty")
 	case p.size > limit:
-		return patchErrorf(patchTooBig, "the new image has %d bytes, allowed are %d", p.size, limit)
+		return refuse(TooBig, "the new image has %d bytes, allowed are %d", p.size, limit)
 	}
 	p.left = p.size
 	params, err := in.ReadByte()
@@ -145,7 +122,7 @@ func (p *patcher) header(in *bufio.Reader, limit int64) error {
 	case err != nil:
 		return err
 	case format != 0:
-		return patchErrorf(patchUnsupported, "it contains a data format patch")
+		return refuse(Unsupported, "it contains a data format patch")
 	}
 	return nil
 }
@@ -157,7 +134,7 @@ func (p *patcher) record() error {
 		return err
 	}
 	if n > p.left {
-		return patchErrorf(patchMalformed, "a difference of %d bytes where the new image lacks %d", n, p.left)
+		return refuse(Malformed, "a difference of %d bytes where the new image lacks %d", n, p.left)
 	}
 	if err := p.add(n); err != nil {
 		return err
@@ -167,7 +144,7 @@ func (p *patcher) record() error {
 		return err
 	}
 	if n > p.left {
-		return patchErrorf(patchMalformed, "an insertion of %d bytes where the new image lacks %d", n, p.left)
+		return refuse(Malformed, "an insertion of %d bytes where the new image lacks %d", n, p.left)
 	}
 	if err := p.insert(n); err != nil {
 		return err
@@ -182,7 +159,7 @@ func (p *patcher) record() error {
 // add writes n bytes of the old image with the difference added.
 func (p *patcher) add(n int64) error {
 	if n > p.oldSize-p.cursor {
-		return patchErrorf(patchWrongBase, "it needs %d bytes at %d of the old image, which has %d", n, p.cursor, p.oldSize)
+		return refuse(WrongBase, "it needs %d bytes at %d of the old image, which has %d", n, p.cursor, p.oldSize)
 	}
 	for n > 0 {
 		k := int(min(n, patchChunk))
@@ -225,9 +202,9 @@ func (p *patcher) insert(n int64) error {
 func (p *patcher) move(by int64) error {
 	switch {
 	case by < -p.cursor:
-		return patchErrorf(patchMalformed, "it moves from %d of the old image by %d, to before its beginning", p.cursor, by)
+		return refuse(Malformed, "it moves from %d of the old image by %d, to before its beginning", p.cursor, by)
 	case by > p.oldSize-p.cursor:
-		return patchErrorf(patchWrongBase, "it moves from %d of the old image by %d, past its end at %d", p.cursor, by, p.oldSize)
+		return refuse(WrongBase, "it moves from %d of the old image by %d, past its end at %d", p.cursor, by, p.oldSize)
 	}
 	p.cursor += by
 	return nil
@@ -237,7 +214,7 @@ func (p *patcher) move(by int64) error {
 func readSize(in io.ByteReader, what string) (int64, error) {
 	n, err := readVarint(in, what)
 	if err == nil && n < 0 {
-		err = patchErrorf(patchMalformed, "%s is %d", what, n)
+		err = refuse(Malformed, "%s is %d", what, n)
 	}
 	return n, err
 }
@@ -258,7 +235,7 @@ func readVarint(in io.ByteReader, what string) (int64, error) {
 		}
 		bits := int64(c & 0x7f)
 		if shift > 62 || bits > math.MaxInt64>>shift {
-			return 0, patchErrorf(patchMalformed, "%s has more than 63 bits", what)
+			return 0, refuse(Malformed, "%s has more than 63 bits", what)
 		}
 		n |= bits << shift
 	}

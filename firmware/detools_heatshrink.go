@@ -40,7 +40,7 @@ type heatshrink struct {
 func newHeatshrink(params byte, in *bufio.Reader) (*heatshrink, error) {
 	window, lookahead := uint(params>>4)+minWindowBits, uint(params&0xf)+minLookaheadBits
 	if window > maxWindowBits || lookahead >= window {
-		return nil, patchErrorf(patchMalformed, "heatshrink cannot have a window of %d bits with a lookahead of %d", window, lookahead)
+		return nil, refuse(Malformed, "heatshrink cannot have a window of %d bits with a lookahead of %d", window, lookahead)
 	}
 	return &heatshrink{in: in, window: make([]byte, 1<<window), indexBits: window, countBits: lookahead}, nil
 }

@@ -9,7 +9,7 @@ import (
 
 // pack encodes the bytes given as heatshrink literals, which any parameters
 // allow: patches can be written by hand.
-func pack(data ...byte) []byte {
+func packPatch(data ...byte) []byte {
 	var out []byte
 	used := 8
 	put := func(bit byte) {
@@ -46,7 +46,7 @@ func varint(n int64) []byte {
 // written is a patch to a new image of size bytes with these decompressed bytes.
 func written(size int64, data ...[]byte) []byte {
 	head := append([]byte{patchKind}, varint(size)...)
-	return append(append(head, 0x44), pack(bytes.Join(data, nil)...)...)
+	return append(append(head, 0x44), packPatch(bytes.Join(data, nil)...)...)
 }
 
 // format is the size of no data format patch.
@@ -74,10 +74,10 @@ func TestPatchWritten(t *testing.T) {
 		{"minus zero", written(1, format, []byte{0x40, 1, 'x', 0x40}), "x", "", ""},
 		{"long zero", written(1, format, []byte{0x80, 0x80, 0, 1, 'x', 0}), "x", "", ""},
 		// A repetition of two bytes before the first one: zeros.
-		{"before the stream", append([]byte{patchKind, 1, 0x44, 0x00, 0x01}, pack(1, 'x', 0)...), "x", "", ""},
+		{"before the stream", append([]byte{patchKind, 1, 0x44, 0x00, 0x01}, packPatch(1, 'x', 0)...), "x", "", ""},
 		// After eight literals a repetition of the last one, twice or three times.
-		{"repetition to the end", append(append([]byte{patchKind, 6, 0x44}, pack(0, 0, 6, 'a', 'b', 'c', 'd', 0)...), 0x00, 0x01), "abcd\x00\x00", "", ""},
-		{"repetition past the end", append(append([]byte{patchKind, 6, 0x44}, pack(0, 0, 6, 'a', 'b', 'c', 'd', 0)...), 0x00, 0x02), "", "malformed", "goes on"},
+		{"repetition to the end", append(append([]byte{patchKind, 6, 0x44}, packPatch(0, 0, 6, 'a', 'b', 'c', 'd', 0)...), 0x00, 0x01), "abcd\x00\x00", "", ""},
+		{"repetition past the end", append(append([]byte{patchKind, 6, 0x44}, packPatch(0, 0, 6, 'a', 'b', 'c', 'd', 0)...), 0x00, 0x02), "", "malformed", "goes on"},
 
 		{"empty new image", written(0, format), "", "malformed", "empty"},
 		{"negative size", written(-1, format), "", "malformed", "size is -1"},
@@ -101,8 +101,8 @@ func TestPatchWritten(t *testing.T) {
 		{"one record too few", written(2, format, record("", "x", 0)), "", "truncated", "size of a difference"},
 		{"one record too many", written(1, format, record("", "x", 0), record("", "", 0)), "", "malformed", "goes on"},
 		{"one byte too many", append(written(1, format, record("", "x", 0)), 0), "", "malformed", "goes on"},
-		{"window of 16", append([]byte{patchKind, 1, 0xc4}, pack(0, 0, 1, 'x', 0)...), "", "malformed", "16 bits"},
-		{"lookahead as the window", append([]byte{patchKind, 1, 0x45}, pack(0, 0, 1, 'x', 0)...), "", "malformed", "lookahead of 8"},
+		{"window of 16", append([]byte{patchKind, 1, 0xc4}, packPatch(0, 0, 1, 'x', 0)...), "", "malformed", "16 bits"},
+		{"lookahead as the window", append([]byte{patchKind, 1, 0x45}, packPatch(0, 0, 1, 'x', 0)...), "", "malformed", "lookahead of 8"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got, err := apply(t, []byte(old), c.patch, mib)
@@ -126,14 +126,14 @@ func FuzzPatch(f *testing.F) {
 	images := map[string][]byte{}
 	number := map[string]uint8{}
 	for i, name := range bases {
-		images[name], number[name] = sample(f, name), uint8(i)
+		images[name], number[name] = patchSample(f, name), uint8(i)
 	}
 	for _, c := range patchCases(f) {
 		i, ok := number[c.Base]
 		if !ok {
 			f.Fatalf("base %s is not among the images", c.Base)
 		}
-		patch := sample(f, c.Patch)
+		patch := patchSample(f, c.Patch)
 		f.Add(patch[:min(len(patch), 256)], i)
 	}
 	f.Add(written(4, format, record("", "", 8), record("\x00\x00", "", -10), record("\x00", "x", 9)), uint8(0))

@@ -16,7 +16,7 @@ import (
 
 const mib = 1 << 20
 
-func sample(t testing.TB, name string) []byte {
+func patchSample(t testing.TB, name string) []byte {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join("testdata", "detools", name))
 	if err != nil {
@@ -35,7 +35,7 @@ type patchCase struct {
 func patchCases(t testing.TB) []patchCase {
 	t.Helper()
 	var cases []patchCase
-	if err := json.Unmarshal(sample(t, "cases.json"), &cases); err != nil {
+	if err := json.Unmarshal(patchSample(t, "cases.json"), &cases); err != nil {
 		t.Fatal(err)
 	}
 	return cases
@@ -75,16 +75,16 @@ func apply(t testing.TB, old, patch []byte, limit int64) ([]byte, error) {
 // class is that of a fault of the patch, which err has to be.
 func class(t testing.TB, err error) string {
 	t.Helper()
-	fault, ok := errors.AsType[*PatchError](err)
+	fault, ok := errors.AsType[*VerdictError](err)
 	if !ok {
-		t.Errorf("%v is no *PatchError", err)
+		t.Errorf("%v is no *VerdictError", err)
 		return ""
 	}
 	known := []string{"malformed", "truncated", "too_big", "unsupported", "wrong_base"}
-	if !slices.Contains(known, fault.Class) || fault.Reason == "" {
-		t.Errorf("class %q, reason %q", fault.Class, fault.Reason)
+	if !slices.Contains(known, string(fault.Verdict)) || fault.Reason == "" {
+		t.Errorf("class %q, reason %q", string(fault.Verdict), fault.Reason)
 	}
-	return fault.Class
+	return string(fault.Verdict)
 }
 
 func TestPatchSamples(t *testing.T) {
@@ -97,11 +97,11 @@ func TestPatchSamples(t *testing.T) {
 	for _, c := range cases {
 		used[c.Patch] = true
 		t.Run(c.Patch+" on "+c.Base, func(t *testing.T) {
-			right := sample(t, "small-new.bin")
+			right := patchSample(t, "small-new.bin")
 			if c.Patch == "large.patch" {
-				right = sample(t, "large-new.bin")
+				right = patchSample(t, "large-new.bin")
 			}
-			got, err := apply(t, sample(t, c.Base), sample(t, c.Patch), mib)
+			got, err := apply(t, patchSample(t, c.Base), patchSample(t, c.Patch), mib)
 			verdict := "ok"
 			if err != nil {
 				verdict = class(t, err)
@@ -125,14 +125,14 @@ func TestIsPatch(t *testing.T) {
 		"small-new.bin": false, "empty.patch": false,
 		"other-compression-none.patch": false, "other-compression-crle.patch": false, "other-type-in-place.patch": false,
 	} {
-		if got := IsPatch(sample(t, name)); got != want {
+		if got := IsPatch(patchSample(t, name)); got != want {
 			t.Errorf("%s: %t", name, got)
 		}
 	}
 }
 
 func TestPatchTruncated(t *testing.T) {
-	old, patch := sample(t, "small-base.bin"), sample(t, "small.patch")
+	old, patch := patchSample(t, "small-base.bin"), patchSample(t, "small.patch")
 	for n := range patch {
 		if _, err := apply(t, old, patch[:n], mib); err == nil || class(t, err) != "truncated" {
 			t.Fatalf("cut to %d of %d bytes: %v", n, len(patch), err)
@@ -143,7 +143,7 @@ func TestPatchTruncated(t *testing.T) {
 // A flipped bit is a fault or makes a wrong image; some, as in the distance of
 // repeated zeros, change nothing. apply checks the rest.
 func TestPatchFlipped(t *testing.T) {
-	old, patch := sample(t, "small-base.bin"), sample(t, "small.patch")
+	old, patch := patchSample(t, "small-base.bin"), patchSample(t, "small.patch")
 	faults := 0
 	for i := range patch {
 		bad := bytes.Clone(patch)
@@ -159,7 +159,7 @@ func TestPatchFlipped(t *testing.T) {
 }
 
 func TestPatchLimit(t *testing.T) {
-	old, patch, want := sample(t, "small-base.bin"), sample(t, "small.patch"), sample(t, "small-new.bin")
+	old, patch, want := patchSample(t, "small-base.bin"), patchSample(t, "small.patch"), patchSample(t, "small-new.bin")
 	if got, err := apply(t, old, patch, int64(len(want))); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("limit as large as the image: %v", err)
 	}
@@ -172,9 +172,9 @@ func TestPatchLimit(t *testing.T) {
 
 // Memory does not grow with what a patch declares or makes.
 func TestPatchMemory(t *testing.T) {
-	old := bytes.NewReader(sample(t, "small-base.bin"))
+	old := bytes.NewReader(patchSample(t, "small-base.bin"))
 	for name, want := range map[string]int64{"expands-to-3MiB.patch": 3*mib + 1, "declared-size-2pow62.patch": 0} {
-		patch := sample(t, name)
+		patch := patchSample(t, name)
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
 		n, err := ApplyPatch(old, old.Size(), bytes.NewReader(patch), io.Discard, math.MaxInt64)
@@ -201,7 +201,7 @@ func (s stingyWriter) Write(p []byte) (int, error) {
 }
 
 func TestPatchSmallSteps(t *testing.T) {
-	old, patch, want := sample(t, "large-base.bin"), sample(t, "large.patch"), sample(t, "large-new.bin")
+	old, patch, want := patchSample(t, "large-base.bin"), patchSample(t, "large.patch"), patchSample(t, "large-new.bin")
 	readers := map[string]func(io.Reader) io.Reader{
 		"one byte": iotest.OneByteReader, "half": iotest.HalfReader, "end with data": iotest.DataErrReader,
 	}
@@ -221,31 +221,31 @@ func (f *fullWriter) Write(p []byte) (int, error) {
 	n := min(f.room, len(p))
 	f.room -= n
 	if n < len(p) {
-		return n, errDisk
+		return n, errPatchDisk
 	}
 	return n, nil
 }
 
-var errDisk = errors.New("disk")
+var errPatchDisk = errors.New("disk")
 
 // Errors of the files are theirs, not the patch's.
 func TestPatchFileErrors(t *testing.T) {
-	old, patch, want := sample(t, "small-base.bin"), sample(t, "small.patch"), sample(t, "small-new.bin")
+	old, patch, want := patchSample(t, "small-base.bin"), patchSample(t, "small.patch"), patchSample(t, "small-new.bin")
 	check := func(name string, err, cause error) {
 		t.Helper()
-		if _, is := errors.AsType[*PatchError](err); is || !errors.Is(err, cause) {
+		if _, is := errors.AsType[*VerdictError](err); is || !errors.Is(err, cause) {
 			t.Errorf("%s: %v, expected %v", name, err, cause)
 		}
 	}
 	whole := bytes.NewReader(old)
 	for _, at := range []int{0, 1, 3, 4, 5, 700, len(patch)} {
-		in := io.MultiReader(bytes.NewReader(patch[:at]), iotest.ErrReader(errDisk))
+		in := io.MultiReader(bytes.NewReader(patch[:at]), iotest.ErrReader(errPatchDisk))
 		_, err := ApplyPatch(whole, whole.Size(), in, io.Discard, mib)
-		check("patch", err, errDisk)
+		check("patch", err, errPatchDisk)
 	}
 	for _, room := range []int{0, 1, patchChunk, len(want) - 1} {
 		n, err := ApplyPatch(whole, whole.Size(), bytes.NewReader(patch), &fullWriter{room}, mib)
-		check("writer", err, errDisk)
+		check("writer", err, errPatchDisk)
 		if n != int64(room) {
 			t.Errorf("wrote %d of %d bytes by its own account", n, room)
 		}

@@ -50,7 +50,7 @@ func TestESP(t *testing.T) {
 		{"three segments claimed", smallESP(0, set(1, 3)), Truncated, "claims"},
 		{"cut after its segment", small[:espLeast], Truncated, "before its checksum"},
 		{"cut before a second segment", smallESP(0, set(1, 2))[:espLeast+4], Truncated, "before segment 2 of 2"},
-		{"a patch", []byte{patchMagic, 1, 2, 3}, Unsupported, "detools patch"},
+		{"a patch", []byte{patchKind, 1, 2, 3}, Unsupported, "detools patch"},
 		{"one byte", []byte{espMagic}, Truncated, "has 1 bytes"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

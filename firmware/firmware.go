@@ -1,7 +1,8 @@
 // Package firmware judges firmware images before a device is offered a byte of
 // them: what an image is, who signed it, whether it is whole, and what can be
 // taken out of it to be flashed. It knows the two formats NervesHub stores,
-// fwup archives and ESP-IDF application images, and tells deltas from them.
+// fwup archives and ESP-IDF application images, tells deltas from them, and
+// rebuilds an ESP-IDF image from a detools patch.
 //
 // It must not know where images come from, where they are kept or which device
 // wants them: it reads what it is given, trusts the keys it is given, and
@@ -158,7 +159,7 @@ func Inspect(r io.ReaderAt, size int64, keys Keys, limits Limits) (Image, error)
 	case first[0] == espMagic:
 		img.Kind = ESP
 		err = inspectESP(&img, r, size, keys)
-	case first[0] == patchMagic:
+	case IsPatch(first[:]):
 		img.Kind = Patch
 		err = refuseDelta("the file is a detools patch, which is worth nothing without the image it starts from")
 	case first[0] == 'P' && (n < 2 || first[1] == 'K'):
@@ -179,10 +180,6 @@ func Inspect(r io.ReaderAt, size int64, keys Keys, limits Limits) (Image, error)
 	}
 	return img, err
 }
-
-// patchMagic begins a detools patch of type sequential (0) with heatshrink (4),
-// the only one NervesHub makes.
-const patchMagic = 0x04
 
 func refuseDelta(format string, args ...any) error {
 	return &VerdictError{Verdict: Unsupported, Reason: fmt.Sprintf(format, args...),
