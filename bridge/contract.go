@@ -105,13 +105,14 @@ const (
 	codeConflict       code = "conflict"
 	codePacketTooSmall code = "packet_too_small"
 	codeUnsupported    code = "unsupported"
+	codeBusy           code = "busy"
 )
 
 // Codes lists every code the gateway can publish on down/error.
 func Codes() []string {
 	return []string{string(codeBadPayload), string(codeUnknownName), string(codeUnknownStatus), string(codeNoUpdate),
 		string(codeAlreadyFinal), string(codeTooLarge), string(codeRetained), string(codeIncomplete), string(codeBadVersion),
-		string(codeConflict), string(codePacketTooSmall), string(codeUnsupported)}
+		string(codeConflict), string(codePacketTooSmall), string(codeUnsupported), string(codeBusy)}
 }
 
 // A refusal is why something a device published was not taken.

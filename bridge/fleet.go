@@ -10,6 +10,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"hash/fnv"
 	"log/slog"
 	"net"
@@ -56,7 +57,7 @@ const openDials = 64
 var errClosing = errors.New("bridge: the gateway is closing")
 
 // errFull turns a device away.
-var errFull = errors.New("bridge: too many devices")
+var errFull = fmt.Errorf("%w: there are too many devices", mqtt.ErrBusy)
 
 // A Fleet is the devices that are around. It implements [mqtt.Handler].
 type Fleet struct {

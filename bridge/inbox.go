@@ -1,7 +1,6 @@
 package bridge
 
 import (
-	"errors"
 	"sync"
 
 	"ganglion/mqtt"
@@ -10,9 +9,6 @@ import (
 // maxWaiting is how many publishes of one device may wait for its Session,
 // beside those that coalesce.
 const maxWaiting = 64
-
-// errBusy leaves a durable publish unacknowledged: the device sends it again.
-var errBusy = errors.New("bridge: the device publishes faster than the gateway can take it")
 
 // An input is what happened on the device's side.
 type input struct {
@@ -70,7 +66,7 @@ func (b *inbox) put(in input) (lost string, err error) {
 		}
 		if b.waiting() >= maxWaiting {
 			if row != nil && row.durable {
-				return "refused", errBusy
+				return "refused", mqtt.ErrBusy
 			}
 			return "inbox_full", nil
 		}

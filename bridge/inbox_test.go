@@ -25,7 +25,7 @@ func TestInbox(t *testing.T) {
 			t.Fatalf("status %d: %q %v", i, lost, err)
 		}
 	}
-	if _, err := publish("status", "failed"); !errors.Is(err, errBusy) {
+	if _, err := publish("status", "failed"); !errors.Is(err, mqtt.ErrBusy) {
 		t.Errorf("a durable publish that does not fit was acknowledged: %v", err)
 	}
 	if lost, err := publish("rebooting", ""); lost != "inbox_full" || err != nil {

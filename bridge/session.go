@@ -129,6 +129,8 @@ func refusalOf(why error) *refusal {
 	switch {
 	case errors.Is(why, mqtt.ErrRetained):
 		return &refusal{codeRetained, "nothing below up/ may be retained"}
+	case errors.Is(why, mqtt.ErrBusy):
+		return &refusal{codeBusy, "too much is waiting already; say it again later"}
 	case errors.Is(why, mqtt.ErrTooLarge):
 		return &refusal{codeTooLarge, "the broker takes no packet of that size"}
 	}

@@ -16,6 +16,7 @@ var ErrRetained = errors.New("mqtt: retained publish")
 
 // Why Publish dropped a message.
 var (
+	ErrBusy      = errors.New("mqtt: publishes faster than it is heard") // what a Handler has against one device, not all
 	ErrQueueFull = errors.New("mqtt: queue full")
 	ErrAbsent    = errors.New("mqtt: device is not connected")       // a command; state is kept for it
 	ErrOffline   = errors.New("mqtt: not connected to the broker")   // or Run has ended
@@ -50,11 +51,13 @@ type Handler interface {
 	Offline(device string)
 	// Received hands over what the device published below up/. A nil error
 	// acknowledges it; any other error leaves it unacknowledged and ends the
-	// connection, so that the device sends it again. payload is the handler's
-	// to keep.
+	// connection, so that it is sent again. On a foreign broker that connection
+	// is everybody's: there an error wrapping [ErrBusy], which concerns one
+	// device, is acknowledged nevertheless, and Refused. payload is the
+	// handler's to keep.
 	Received(device, name string, payload []byte) error
 	// Refused says that the Bus itself turned a publish away, and why, as
-	// [ErrRetained].
+	// [ErrRetained], [ErrTooLarge] or [ErrBusy].
 	Refused(device, name string, why error)
 }
 
