@@ -88,6 +88,7 @@ func (c *core) fromHub(m phoenix.Message) error {
 		c.answerBy = time.Time{}
 		if !c.joined {
 			c.joinedAt = c.now
+			c.note("joined NervesHub, running %s %s", c.runs.Product, c.runs.Version)
 		}
 		c.setJoined(true)
 		c.pushInterface()
@@ -119,7 +120,7 @@ func (c *core) crashed(e phoenix.Event) {
 	}
 	c.crashes++
 	c.count(refusals, "channel_crash")
-	c.note("NervesHub ended the channel (%s %s); joining again in %s", e.Event, e.Payload, wait)
+	c.note("NervesHub ended the channel (%s %s); joining again in %s", clean(e.Event), clean(string(e.Payload)), wait)
 	c.rejoinAt, c.answerBy = c.now.Add(wait), time.Time{}
 	if c.update != nil {
 		c.update.lost(c.now)

@@ -14,6 +14,7 @@ import (
 type core struct {
 	device string
 	class  Class
+	prefix int // length of the topic prefix, bytes
 
 	now time.Time // set by the Session before every call
 
@@ -159,7 +160,8 @@ func (c *core) publishUpdate() {
 	if u := c.update; u.onOffer(c.now) {
 		m.Payload, m.Expires = u.payload, u.rowAt.Add(rowLife)
 	}
-	if need, limit := len(m.Payload)+packetOverhead+len(c.device), c.packetLimit(); limit > 0 && need > limit {
+	need := len(m.Payload) + packetOverhead + c.prefix + len(c.device)
+	if limit := c.packetLimit(); limit > 0 && need > limit {
 		c.refuse(downUpdate, &refusal{codePacketTooSmall, fmt.Sprintf("the update needs a packet of %d bytes", need)})
 		return
 	}
@@ -167,10 +169,10 @@ func (c *core) publishUpdate() {
 	c.dev = append(c.dev, m)
 }
 
-// packetOverhead is what a PUBLISH needs beside payload and device: fixed
-// header, packet id, an MQTT 5 expiry, and the topic with a prefix of ordinary
-// length.
-const packetOverhead = 40
+// packetOverhead is what a PUBLISH of the update needs beside its payload and
+// the names of prefix and device: fixed header 5, topic length 2, packet id 2, an
+// MQTT 5 message expiry 6, and the levels of the topic (MQTT 5 §3.3).
+const packetOverhead = 15 + len("//down/"+downUpdate)
 
 // packetLimit is the smaller of what the device said in hello and in CONNECT.
 func (c *core) packetLimit() int {

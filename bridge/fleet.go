@@ -31,7 +31,8 @@ type Config struct {
 	Identity  identity.Source // unless the device's Class has its own
 	Heartbeat time.Duration   // 0: 30 s
 	Dials     float64         // handshakes begun per second by the whole gateway; 0: 5
-	Devices   int             // most devices with a Session; 0: 10,000
+	Devices   int             // most devices at once; 0: 10,000. As many again may linger
+	Prefix    string          // of the topics
 	Class     func(device string) Class
 	Log       *slog.Logger
 	UserAgent string
@@ -71,6 +72,7 @@ type Fleet struct {
 	wg    sync.WaitGroup     // Sessions and their links
 
 	counters counters
+	full     sync.Once // to say it
 
 	mu       sync.Mutex // guards only what follows; a Session guards itself
 	closing  bool
@@ -164,8 +166,11 @@ func (f *Fleet) post(device string, in input) error {
 	}
 	s := f.sessions[device]
 	if s == nil {
-		if len(f.sessions) >= f.cfg.Devices {
+		if len(f.sessions) >= 2*f.cfg.Devices {
 			f.counters.add(count{dropped, "fleet_full"})
+			f.full.Do(func() {
+				f.log.Warn("too many devices; further ones are turned away until some have left", "device", device, "devices", f.cfg.Devices)
+			})
 			return errFull
 		}
 		s = f.newSession(device)
@@ -182,7 +187,7 @@ func (f *Fleet) post(device string, in input) error {
 func (f *Fleet) newSession(device string) *Session {
 	s := &Session{fleet: f, inbox: newInbox()}
 	class := f.cfg.Class(device)
-	s.core = core{device: device, class: class, beat: f.cfg.Heartbeat, phase: phase(device, f.cfg.Heartbeat),
+	s.core = core{device: device, class: class, prefix: len(f.cfg.Prefix), beat: f.cfg.Heartbeat, phase: phase(device, f.cfg.Heartbeat),
 		memory: f.left[device], leaveAt: time.Now().Add(class.Linger)} // unless it turns out to be present
 	delete(f.left, device)
 	s.show(StateWaiting, nil)

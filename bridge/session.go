@@ -201,7 +201,6 @@ func (s *Session) undelivered(m mqtt.Message, err error) {
 		return
 	}
 	s.core.drop("undelivered")
-	s.log().Debug("publish", "name", m.Name, "err", err)
 }
 
 // fail ends a link that is of no use any more. Its goroutine closes the Conn
