@@ -14,6 +14,9 @@ import (
 // topic or an event name.
 const channel = "device"
 
+// oldChannel is what the oldest servers call it when they speak.
+const oldChannel = "devices"
+
 // heartbeats is the topic of their answers (Phoenix.Socket).
 const heartbeats = "phoenix"
 
@@ -75,6 +78,9 @@ func (c *core) join() {
 
 // fromHub handles a frame; an error ends the link.
 func (c *core) fromHub(m phoenix.Message) error {
+	if m.Topic == oldChannel {
+		m.Topic = channel
+	}
 	e := c.sock.Receive(m)
 	if e.Topic != channel {
 		if c.update != nil && e.Topic == heartbeats {

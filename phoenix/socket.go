@@ -113,9 +113,6 @@ func (s *Socket) Joined(topic string) bool {
 
 // Receive says what m means and updates the conversation.
 func (s *Socket) Receive(m Message) Event {
-	if m.Topic == "devices" { // the name the oldest servers use
-		m.Topic = "device"
-	}
 	e := Event{Topic: m.Topic, Event: m.Event, Ref: m.Ref, Payload: m.Payload}
 	if m.Event == "phx_reply" && m.Ref != "" && m.Ref == s.beat {
 		s.beat = ""
