@@ -138,7 +138,8 @@ func TestQoS2IsReceivedOnce(t *testing.T) {
 }
 
 func TestPublishElsewhere(t *testing.T) {
-	topics := []string{"nh/other/up/status", "nh/d/down/update", "nh/gateway", "nh/d/up", "nh/d/up/", "elsewhere", "nh/d/upx/a"}
+	topics := []string{"nh/other/up/status", "nh/d/down/update", "nh/gateway", "nh/d/up", "nh/d/up/", "elsewhere", "nh/d/upx/a",
+		"$SYS", "$SYS/broker", "$sys/nh/d/up/a", "$SYSTEM"}
 	for _, v5 := range []bool{false, true} {
 		onMemory(t, mqtt.EmbeddedConfig{}, func(t *testing.T, b *broker) {
 			other := b.device(rawConnect{id: "other"})

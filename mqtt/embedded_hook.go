@@ -2,6 +2,7 @@ package mqtt
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -10,8 +11,8 @@ import (
 )
 
 // A brokerHook is what mochi asks and tells. There is exactly one: mochi takes
-// the yes of any hook for a yes. Its methods run on the goroutine that reads
-// from the client, but for none.
+// the yes of any hook for a yes. Its methods are called by the goroutine that
+// reads from the client; OnPacketEncode by the session's worker, too.
 type brokerHook struct {
 	mochi.HookBase
 	e *Embedded
@@ -49,6 +50,12 @@ func (h *brokerHook) OnPacketRead(cl *mochi.Client, pk packets.Packet) (packets.
 			// past OnPublish, and takes an empty one for an error.
 			socketOf(cl).will = &will{topic: c.WillTopic, payload: c.WillPayload, qos: c.WillQos, retain: c.WillRetain}
 			c.WillFlag, c.WillRetain, c.WillQos, c.WillTopic, c.WillPayload = false, false, 0, "", nil
+		}
+	case packets.Publish:
+		// mochi throws these away without an answer, and a device that waits for
+		// one sends nothing more. One level down they are refused as any other.
+		if len(pk.TopicName) >= len(mochi.SysPrefix) && strings.EqualFold(pk.TopicName[:len(mochi.SysPrefix)], mochi.SysPrefix) {
+			pk.TopicName = "/" + pk.TopicName
 		}
 	case packets.Disconnect:
 		pk.Properties.SessionExpiryIntervalFlag = false // we have told the client it has none
@@ -175,13 +182,40 @@ func (h *brokerHook) OnConnectAuthenticate(cl *mochi.Client, _ packets.Packet) b
 	return sessionOf(cl) != nil
 }
 
-// OnPacketEncode tells MQTT 5 clients in CONNACK what mochi does not.
+// OnPacketEncode tells MQTT 5 clients in CONNACK and SUBACK what mochi does not.
 func (h *brokerHook) OnPacketEncode(cl *mochi.Client, pk packets.Packet) packets.Packet {
-	if pk.FixedHeader.Type == packets.Connack && pk.ReasonCode == 0 {
-		pk.Properties.MaximumPacketSize = uint32(h.e.maxPacket)
-		pk.Properties.SharedSubAvailable, pk.Properties.SharedSubAvailableFlag = 0, true
+	switch p := &pk.Properties; {
+	case pk.FixedHeader.Type == packets.Connack && pk.ReasonCode == 0:
+		p.MaximumPacketSize = uint32(h.e.maxPacket)
+		p.SharedSubAvailable, p.SharedSubAvailableFlag = 0, true
+	case pk.FixedHeader.Type == packets.Suback && p.ReasonString == "":
+		const frame = 16 // bytes around the codes and the reason, at most
+		reason := h.whyRefused(cl, pk.ReasonCodes)
+		// A reason must not make the packet larger than the client takes
+		// (MQTT 5 §3.9.2.1.2).
+		if most := int(cl.Properties.Props.MaximumPacketSize); most == 0 || frame+len(pk.ReasonCodes)+len(reason) <= most {
+			p.ReasonString = reason
+		}
 	}
 	return pk
+}
+
+// whyRefused is the reason for the first refusal among the codes of a SUBACK,
+// or "" if there is none.
+func (h *brokerHook) whyRefused(cl *mochi.Client, codes []byte) string {
+	i := slices.IndexFunc(codes, func(c byte) bool { return c >= packets.ErrUnspecifiedError.Code })
+	if i < 0 {
+		return ""
+	}
+	switch prefix := h.e.topics.Prefix; codes[i] {
+	case packets.ErrNotAuthorized.Code:
+		return fmt.Sprintf("only %s/%s/down/... and %s/%s can be subscribed to, and not shared", prefix, cl.ID, prefix, gatewayName)
+	case packets.ErrQuotaExceeded.Code:
+		return fmt.Sprintf("a device may have %d subscriptions", maxSubs)
+	case packets.ErrTopicFilterInvalid.Code:
+		return packets.ErrTopicFilterInvalid.Reason
+	}
+	return "refused"
 }
 
 // OnSessionEstablished follows CONNACK.
@@ -212,17 +246,23 @@ func (h *brokerHook) OnACLCheck(cl *mochi.Client, topic string, write bool) bool
 		// again, and drops it.
 		return true
 	}
-	h.denied(s, topic, write)
+	what := foreignPublish
+	switch {
+	case write:
+	case h.e.topics.mayRead(s.device, topic):
+		what = "one subscription too many"
+	default:
+		what = "subscription outside the device's own topics"
+	}
+	h.denied(s, what, topic)
 	return false
 }
 
-func (h *brokerHook) denied(s *session, topic string, write bool) {
+const foreignPublish = "publish outside the device's own topics"
+
+func (h *brokerHook) denied(s *session, what, topic string) {
 	h.e.lost.add("acl")
-	what := "subscription"
-	if write {
-		what = "publish"
-	}
-	h.e.noise.Warn("mqtt: "+what+" outside the device's own topics refused", "device", s.device, "topic", fmt.Sprintf("%.80q", topic))
+	h.e.noise.Warn("mqtt: "+what+" refused", "device", s.device, "topic", fmt.Sprintf("%.80q", topic))
 }
 
 // OnPublish runs before PUBACK or PUBREC is sent, once for each message: mochi
@@ -233,7 +273,7 @@ func (h *brokerHook) OnPublish(cl *mochi.Client, pk packets.Packet) (packets.Pac
 	device, name, ok := h.e.topics.Up(pk.TopicName)
 	switch {
 	case !ok || device != s.device:
-		h.denied(s, pk.TopicName, true)
+		h.denied(s, foreignPublish, pk.TopicName)
 	case name == onlineName:
 	case pk.FixedHeader.Retain:
 		h.e.lost.add("retained")
@@ -265,6 +305,10 @@ func (h *brokerHook) OnSubscribed(cl *mochi.Client, pk packets.Packet, codes []b
 	s.box.held = true
 	for i, f := range pk.Filters {
 		if codes[i] > packets.CodeGrantedQos2.Code {
+			// mochi knows one no of OnACLCheck, and sends the codes as they are here.
+			if codes[i] == packets.ErrNotAuthorized.Code && h.e.topics.mayRead(s.device, f.Filter) {
+				codes[i] = packets.ErrQuotaExceeded.Code
+			}
 			continue
 		}
 		// Retain Handling (MQTT 5 §3.8.3.1): always, for new subscriptions, never.

@@ -48,6 +48,9 @@ func (g guardedLog) Handle(ctx context.Context, r slog.Record) error {
 	}
 	clean := slog.NewRecord(r.Time, r.Level, r.Message, r.PC)
 	r.Attrs(func(a slog.Attr) bool {
+		if a.Key == "error" { // as mochi has it; the gateway has err
+			a.Key = "err"
+		}
 		if !slices.Contains(packetAttrs, a.Key) {
 			clean.AddAttrs(a)
 		}

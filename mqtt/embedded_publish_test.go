@@ -1,6 +1,7 @@
 package mqtt_test
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -238,6 +239,44 @@ func TestSubscriptionsAreBounded(t *testing.T) {
 		}
 		if code := c.subscribe("nh/d/down/0", 1); code != 1 {
 			t.Errorf("the first again: %x", code)
+		}
+	})
+}
+
+// MQTT 5 is told why a subscription was refused, if its packets may be so long.
+func TestRefusedSubscriptionSaysWhy(t *testing.T) {
+	onMemory(t, mqtt.EmbeddedConfig{}, func(t *testing.T, b *broker) {
+		c := b.connect(rawConnect{id: "d", v5: true})
+		for i := range 32 {
+			c.subscribe(fmt.Sprint("nh/d/down/", i), 1)
+		}
+		for _, tt := range []struct {
+			filter string
+			code   byte
+			reason string
+		}{
+			{"nh/d/down/0", 1, ""},
+			{"#", 0x87, "only nh/d/down/... and nh/gateway can be subscribed to, and not shared"},
+			{"$share/g/nh/d/down/#", 0x87, "only nh/d/down/..."},
+			{"nh/other/down/#", 0x87, "only nh/d/down/..."},
+			{"nh/d/down/#/a", 0x8f, "topic filter invalid"},
+			{"nh/d/down/32", 0x97, "a device may have 32 subscriptions"},
+		} {
+			c.send(rawFrame(0x82, append(append([]byte{0, 1, 0}, mqttString(tt.filter)...), 1)))
+			ack := c.expect(0x90)
+			if ack[len(ack)-1] != tt.code || tt.reason == "" != (ack[2] == 0) || !bytes.Contains(ack, []byte(tt.reason)) {
+				t.Errorf("%s: %x %q, want %x with %q", tt.filter, ack, ack, tt.code, tt.reason)
+			}
+		}
+		small := b.connect(rawConnect{id: "s", v5: true, props: []byte{39, 0, 0, 0, 40}}) // Maximum Packet Size
+		small.send(rawFrame(0x82, append(append([]byte{0, 1, 0}, mqttString("#")...), 1)))
+		if ack := small.expect(0x90); !bytes.Equal(ack, []byte{0, 1, 0, 0x87}) {
+			t.Errorf("SUBACK %x of at most 40 bytes", ack)
+		}
+		quiet := b.connect(rawConnect{id: "q", v5: true, props: []byte{23, 0}}) // Request Problem Information
+		quiet.send(rawFrame(0x82, append(append([]byte{0, 1, 0}, mqttString("#")...), 1)))
+		if ack := quiet.expect(0x90); !bytes.Equal(ack, []byte{0, 1, 0, 0x87}) {
+			t.Errorf("SUBACK %x without a reason", ack)
 		}
 	})
 }
