@@ -25,8 +25,8 @@ type EmbeddedConfig struct {
 	Log      *slog.Logger // default: slog.Default()
 
 	MaxDevices int // connected at a time; default 10000
-	MaxSockets int // before CONNECT or after; default MaxDevices + 1024
-	MaxPerIP   int // sockets from one address, loopback aside; default 256
+	MaxSockets int // before CONNECT or after; default MaxDevices + 1024; at most half the open files
+	MaxPerIP   int // sockets from one address, loopback aside; default MaxDevices: behind NAT all have one
 	MaxPacket  int // largest packet a device may publish, bytes; default 64 KiB
 
 	ConnectTimeout time.Duration // from accept to CONNECT; default 10 s
@@ -34,11 +34,23 @@ type EmbeddedConfig struct {
 	IdleTimeout    time.Duration // silence of a device with keepalive 0; default 1 h
 }
 
-func (c EmbeddedConfig) withDefaults() EmbeddedConfig {
+// otherFiles is how many open files are left for all but devices.
+const otherFiles = 64
+
+// withDefaults fits c to a process that may have so many open files: each
+// device takes a socket here, and one to NervesHub.
+func (c EmbeddedConfig) withDefaults(files int) EmbeddedConfig {
 	c.Log = cmp.Or(c.Log, slog.Default())
 	c.MaxDevices = cmp.Or(c.MaxDevices, 10000)
 	c.MaxSockets = cmp.Or(c.MaxSockets, c.MaxDevices+1024)
-	c.MaxPerIP = cmp.Or(c.MaxPerIP, 256)
+	if room := max(1, (files-otherFiles)/2); room < c.MaxSockets {
+		c.MaxSockets = room
+		if room < c.MaxDevices {
+			c.Log.Warn("mqtt: this process may not open enough files for max_devices; raise LimitNOFILE of the service (ulimit -n)",
+				"open_files", files, "needed", 2*c.MaxDevices+otherFiles, "devices", room, "max_devices", c.MaxDevices)
+		}
+	}
+	c.MaxPerIP = cmp.Or(c.MaxPerIP, min(c.MaxDevices, c.MaxSockets))
 	c.MaxPacket = cmp.Or(c.MaxPacket, 64<<10)
 	c.ConnectTimeout = cmp.Or(c.ConnectTimeout, 10*time.Second)
 	c.WriteTimeout = cmp.Or(c.WriteTimeout, 5*time.Second)
@@ -84,7 +96,7 @@ func NewEmbedded(c EmbeddedConfig) (*Embedded, error) {
 	if !validTopic(c.Topics.Prefix) || c.Topics.Prefix[0] == '$' {
 		return nil, fmt.Errorf("mqtt: prefix %q is no topic", c.Topics.Prefix)
 	}
-	c = c.withDefaults()
+	c = c.withDefaults(openFiles())
 	e := &Embedded{
 		topics: c.Topics, maxDevices: c.MaxDevices, maxPacket: c.MaxPacket,
 		log: c.Log, noise: newGuardedLog(c.Log),
@@ -350,7 +362,7 @@ func (e *Embedded) panicked(what any, stack []byte) {
 
 // turnedAway is called by the listener.
 func (e *Embedded) turnedAway(remote string, why error) {
-	e.noise.Warn("mqtt: socket turned away", "remote", remote, "error", why)
+	e.noise.Warn("mqtt: socket turned away", "remote", remote, "err", why)
 }
 
 // A tally counts lost messages by reason. Its zero value is ready.

@@ -88,7 +88,7 @@ func (l *listener) Serve(establish listeners.EstablishFn) {
 			return
 		}
 		if wait == 0 {
-			l.log.Error("mqtt: cannot accept connections, trying on", "error", err)
+			l.log.Error("mqtt: cannot accept connections, trying on", "err", err)
 		}
 		l.setErr(fmt.Errorf("mqtt: accept: %w", err))
 		wait = min(max(2*wait, 5*time.Millisecond), time.Second)
