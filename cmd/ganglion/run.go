@@ -1,11 +1,14 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -19,8 +22,9 @@ func runCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run --config FILE",
 		Short: "Run the gateway",
-		Long:  "Runs the gateway until SIGTERM or SIGINT. Prints one line, ready, when every listener is open.",
-		Args:  cobra.NoArgs,
+		Long: "Runs the gateway until SIGTERM or SIGINT. Prints one line, ready, when every listener is open.\n" +
+			"SIGHUP checks the configuration file again, and disconnects nobody.",
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			config, err := load(file)
 			if err != nil {
@@ -28,8 +32,12 @@ func runCommand() *cobra.Command {
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
 			defer stop()
+			log := config.Log.Logger(os.Stderr)
+			slog.SetDefault(log)
+			defer onHangup(func() { recheck(file, log) })()
+			defer context.AfterFunc(ctx, func() { daemon.SdNotify(false, daemon.SdNotifyStopping) })()
 			g, err := gateway.New(config, gateway.Options{
-				Version: version(), Log: config.Log.Logger(os.Stderr),
+				Version: version(), Log: log,
 				Ready: func(a gateway.Addrs) {
 					sayReady(os.Stderr, config.Log, a)
 					daemon.SdNotify(false, daemon.SdNotifyReady) // no systemd is fine
@@ -38,13 +46,42 @@ func runCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			err = g.Run(ctx)
-			daemon.SdNotify(false, daemon.SdNotifyStopping)
-			return err
+			return g.Run(ctx)
 		},
 	}
 	configFlag(cmd, &file)
 	return cmd
+}
+
+// onHangup calls do at every SIGHUP until stop, which waits for a call under
+// way. Hangups during a call are one.
+func onHangup(do func()) (stop func()) {
+	hangups, ended := make(chan os.Signal, 1), make(chan struct{})
+	signal.Notify(hangups, syscall.SIGHUP)
+	go func() {
+		defer close(ended)
+		for range hangups {
+			do()
+		}
+	}()
+	return func() {
+		signal.Stop(hangups) // nothing is sent any more when it returns
+		close(hangups)
+		<-ended
+	}
+}
+
+// recheck says what a running gateway makes of its configuration file now.
+func recheck(file string, log *slog.Logger) {
+	_, err := load(file)
+	if err == nil {
+		log.Info("SIGHUP: the configuration is good; certificates in identity.directory are read at every connect anyway, other changes need a restart",
+			"config", file)
+		return
+	}
+	for line := range strings.SplitSeq(err.Error(), "\n") {
+		log.Error("SIGHUP: the configuration is bad, and a restart would fail; the gateway goes on with what it has", "err", line)
+	}
 }
 
 // sayReady prints the line that those wait for who start the gateway, where the
