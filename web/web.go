@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -49,7 +50,7 @@ func New(c Config) *Server {
 		WriteTimeout:      30 * time.Second,
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    8 << 10,
-		ErrorLog:          slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug),
+		ErrorLog:          slog.NewLogLogger(c.Log.Handler(), slog.LevelWarn),
 	}
 	return s
 }
@@ -69,22 +70,32 @@ func (s *Server) health(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w
 // ready says whether a device could be served now.
 func (s *Server) ready(w http.ResponseWriter, _ *http.Request) {
 	if _, _, err := s.cfg.Gateway.Broker(); err != nil {
-		http.Error(w, "mqtt: "+err.Error(), http.StatusServiceUnavailable)
+		http.Error(w, "mqtt: "+strings.TrimPrefix(err.Error(), "mqtt: "), http.StatusServiceUnavailable)
 		return
 	}
 	fmt.Fprintln(w, "ready")
 }
 
-// Run serves until ctx ends; requests under way get a second.
+// grace is how long requests under way may take when Run is to end: less than
+// the second that those who wait for Run give it.
+const grace = 800 * time.Millisecond
+
+// Run serves until ctx ends and requests under way have, or [grace] is over.
 func (s *Server) Run(ctx context.Context) error {
-	defer context.AfterFunc(ctx, func() {
-		grace, cancel := context.WithTimeout(context.Background(), time.Second)
+	down := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(down)
+		ctx, cancel := context.WithTimeout(context.Background(), grace)
 		defer cancel()
-		if s.http.Shutdown(grace) != nil {
+		if s.http.Shutdown(ctx) != nil {
 			s.http.Close()
 		}
-	})()
-	if err := s.http.Serve(s.cfg.Listener); !errors.Is(err, http.ErrServerClosed) {
+	})
+	err := s.http.Serve(s.cfg.Listener)
+	if !stop() { // Serve returns when Shutdown begins
+		<-down
+	}
+	if !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("web: %w", err)
 	}
 	return nil

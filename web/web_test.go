@@ -1,21 +1,112 @@
 package web_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"strings"
+	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"ganglion/bridge"
+	"ganglion/internal/memnet"
 	"ganglion/web"
 )
 
 // gateway is one with fixed numbers.
 type gateway struct{ broken error }
+
+// slow is one whose broker takes its time: asked is closed by the question, and
+// the answer waits for say.
+type slow struct {
+	gateway
+	asked, say chan struct{}
+}
+
+func (s slow) Broker() (int, map[string]uint64, error) {
+	close(s.asked)
+	<-s.say
+	return 0, nil, nil
+}
+
+// TestShutdown: Run returns when the request under way has its answer, and not
+// before; one that takes for ever is cut.
+func TestShutdown(t *testing.T) {
+	for _, answered := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			l := memnet.Listen()
+			g := slow{asked: make(chan struct{}), say: make(chan struct{})}
+			s := web.New(web.Config{Listener: l, Gateway: g, Log: slog.New(slog.DiscardHandler)})
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error, 1)
+			go func() { done <- s.Run(ctx) }()
+			c, err := l.Dial(t.Context(), "", "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if _, err := io.WriteString(c, "GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+				t.Fatal(err)
+			}
+			<-g.asked
+			cancel()
+			began := time.Now()
+			time.Sleep(500 * time.Millisecond)
+			select {
+			case err := <-done:
+				t.Fatalf("Run has left a request behind: %v", err)
+			default:
+			}
+			if answered {
+				close(g.say)
+				if r, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil || r.StatusCode != 200 {
+					t.Errorf("%v, %v", r, err)
+				}
+			} else {
+				defer close(g.say)
+			}
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+			if took := time.Since(began); took >= time.Second {
+				t.Errorf("Run took %v to end", took)
+			}
+		})
+	}
+}
+
+// TestAcceptFails: an operator sees in the log that nobody can be accepted.
+func TestAcceptFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log strings.Builder
+		ctx, cancel := context.WithCancel(t.Context())
+		s := web.New(web.Config{Listener: full{memnet.Listen()}, Gateway: gateway{}, Log: slog.New(slog.NewTextHandler(&log, nil))})
+		done := make(chan error, 1)
+		go func() { done <- s.Run(ctx) }()
+		time.Sleep(time.Second)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if text := log.String(); !strings.Contains(text, "level=WARN") || !strings.Contains(text, "too many open files") {
+			t.Errorf("logged %q", text)
+		}
+	})
+}
+
+// full is a listener whose process has too many files open.
+type full struct{ net.Listener }
+
+func (full) Accept() (net.Conn, error) {
+	return nil, &net.OpError{Op: "accept", Err: syscall.EMFILE}
+}
 
 func (gateway) Devices() []bridge.Status {
 	return []bridge.Status{{Device: "a", State: bridge.StateJoined}, {Device: "b", State: bridge.StateJoined,
@@ -75,11 +166,12 @@ func TestHealth(t *testing.T) {
 		{gateway{}, "/readyz", 200, "ready"},
 		{gateway{errors.New("broker gone")}, "/healthz", 200, "ok"},
 		{gateway{errors.New("broker gone")}, "/readyz", 503, "mqtt: broker gone"},
+		{gateway{fmt.Errorf("mqtt: %w", errors.New("broker gone"))}, "/readyz", 503, "mqtt: broker gone"},
 		{gateway{}, "/", 404, ""},
 		{gateway{}, "/debug/pprof/", 404, ""},
 	} {
 		code, body := serve(t, tt.g)(tt.path)
-		if code != tt.code || !strings.Contains(body, tt.body) {
+		if code != tt.code || !strings.HasPrefix(body, tt.body) {
 			t.Errorf("%s: %d %q, want %d with %q", tt.path, code, body, tt.code, tt.body)
 		}
 	}
