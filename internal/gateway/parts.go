@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 )
 
@@ -13,6 +14,7 @@ type parts struct {
 	log  *slog.Logger
 	fail context.CancelCauseFunc // ends the gateway when a part does
 	by   map[string]*part
+	over atomic.Bool // the gateway ends anyway: fail would not be heard
 }
 
 type part struct {
@@ -32,7 +34,11 @@ func (p *parts) start(name string, bound time.Duration, run func(context.Context
 	p.by[name] = one
 	go func() {
 		defer close(one.done)
-		if err := run(ctx); err != nil {
+		switch err := run(ctx); {
+		case err == nil:
+		case p.over.Swap(true):
+			p.log.Error("a part failed while the gateway was ending", "part", name, "err", err)
+		default:
 			p.fail(fmt.Errorf("%s: %w", name, err))
 		}
 	}()
@@ -40,6 +46,7 @@ func (p *parts) start(name string, bound time.Duration, run func(context.Context
 
 // stop ends a part and waits for it as long as it may take.
 func (p *parts) stop(name string) {
+	p.over.Store(true)
 	one := p.by[name]
 	one.end()
 	select {
