@@ -53,8 +53,9 @@ type ExternalConfig struct {
 // the broker is away nothing is known and nobody goes offline; the retained
 // topics tell afterwards. A device that sets no will is never Offline.
 //
-// What Received refuses at QoS 1 stays unacknowledged, as does all that comes
-// after it; the connection is ended and, after a pause of 1 to 30 s, the broker
+// What Received refuses with ErrBusy is lost, Refused and counted. What it
+// refuses otherwise at QoS 1 stays unacknowledged, as does all that comes after
+// it; the connection is ended and, after a pause of 1 to 30 s, the broker
 // delivers everything unacknowledged again, in order (§4.4, §4.6). At QoS 0 it
 // is lost and counted.
 //

@@ -1,6 +1,7 @@
 package mqtt
 
 import (
+	"errors"
 	"fmt"
 
 	paho "github.com/eclipse/paho.mqtt.golang"
@@ -98,7 +99,12 @@ func (l *externalLink) received(device, name string, m paho.Message) error {
 		l.h.Online(device, Client{})
 	}
 	err := l.h.Received(device, name, m.Payload())
-	if err != nil && m.Qos() == 0 {
+	switch {
+	case errors.Is(err, ErrBusy): // this device's affair, and the connection is everybody's
+		l.e.count("busy")
+		l.h.Refused(device, name, ErrBusy)
+		return nil
+	case err != nil && m.Qos() == 0:
 		l.e.count("refused") // nobody would send it again
 		return nil
 	}
