@@ -34,22 +34,12 @@ type EmbeddedConfig struct {
 	IdleTimeout    time.Duration // silence of a device with keepalive 0; default 1 h
 }
 
-// otherFiles is how many open files are left for all but devices.
-const otherFiles = 64
-
-// withDefaults fits c to a process that may have so many open files: each
-// device takes a socket here, and one to NervesHub.
+// withDefaults fits c to a process that may have so many open files.
 func (c EmbeddedConfig) withDefaults(files int) EmbeddedConfig {
 	c.Log = cmp.Or(c.Log, slog.Default())
 	c.MaxDevices = cmp.Or(c.MaxDevices, 10000)
 	c.MaxSockets = cmp.Or(c.MaxSockets, c.MaxDevices+1024)
-	if room := max(1, (files-otherFiles)/2); room < c.MaxSockets {
-		c.MaxSockets = room
-		if room < c.MaxDevices {
-			c.Log.Warn("mqtt: this process may not open enough files for max_devices; raise LimitNOFILE of the service (ulimit -n)",
-				"open_files", files, "needed", 2*c.MaxDevices+otherFiles, "devices", room, "max_devices", c.MaxDevices)
-		}
-	}
+	c.MaxSockets = min(c.MaxSockets, roomFor(files))
 	c.MaxPerIP = cmp.Or(c.MaxPerIP, min(c.MaxDevices, c.MaxSockets))
 	c.MaxPacket = cmp.Or(c.MaxPacket, 64<<10)
 	c.ConnectTimeout = cmp.Or(c.ConnectTimeout, 10*time.Second)
@@ -149,6 +139,7 @@ func (e *Embedded) Run(ctx context.Context, h Handler) error {
 		return errors.New("mqtt: embedded broker was run before")
 	}
 	e.h = h
+	warnOfFiles(e.log, openFiles(), e.maxDevices)
 	if err := e.srv.Serve(); err != nil {
 		return fmt.Errorf("mqtt: embedded broker: %w", err)
 	}

@@ -26,11 +26,11 @@ func TestSocketsFitOpenFiles(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var log bytes.Buffer
-			tt.c.Log = slog.New(slog.NewTextHandler(&log, nil))
 			c := tt.c.withDefaults(tt.files)
 			if c.MaxSockets != tt.sockets || c.MaxPerIP != tt.per {
 				t.Errorf("%d sockets, %d from one address; want %d, %d", c.MaxSockets, c.MaxPerIP, tt.sockets, tt.per)
 			}
+			warnOfFiles(slog.New(slog.NewTextHandler(&log, nil)), tt.files, c.MaxDevices)
 			if warned := strings.Contains(log.String(), "LimitNOFILE"); warned != tt.warns || strings.Count(log.String(), "\n") > 1 {
 				t.Errorf("logged %q", log.String())
 			}
