@@ -65,3 +65,13 @@ func TestNotify(t *testing.T) {
 		t.Errorf("ended with %d", code)
 	}
 }
+
+// TestStateUnwritable: a directory that takes no file, as on a full disk, is
+// told of and keeps nobody from being served.
+func TestStateUnwritable(t *testing.T) {
+	g := newSite(t).run("GANGLION_STATE_DIR=/proc/self", "GANGLION_LOG_FORMAT=text")
+	g.until("level=WARN", "state_dir", "cannot be kept", "free space", "/proc/self/boot")
+	if status, body := g.get("/readyz"); status != 200 {
+		t.Errorf("readyz: %d %s", status, body)
+	}
+}

@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"ganglion/bridge"
 	"ganglion/identity"
@@ -100,22 +102,35 @@ func (e *External) tls() (*tls.Config, error) {
 }
 
 // countBoot returns the number of this start and keeps it in state_dir, so that
-// devices can tell one gateway process from the next.
+// devices can tell one gateway process from the next. Only a directory that is
+// none is an error: a full disk is no reason to serve nobody.
 func countBoot(dir string) (uint64, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return 0, fmt.Errorf("state_dir: %w; choose a directory this user may write", err)
 	}
-	file := filepath.Join(dir, "boot")
-	last, err := os.ReadFile(file)
+	return nextBoot(filepath.Join(dir, "boot"), time.Now(), slog.Default()), nil
+}
+
+// nextBoot is one more than the number in file, but at least the Unix time:
+// thus it grows even when the file is lost or could not be written, and even
+// when the clock was set back.
+func nextBoot(file string, now time.Time, log *slog.Logger) uint64 {
+	var last uint64
+	text, err := os.ReadFile(file)
+	if err == nil {
+		last, err = strconv.ParseUint(strings.TrimSpace(string(text)), 10, 63)
+	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return 0, fmt.Errorf("state_dir: %w; choose a directory this user may write", err)
+		last = 0
+		log.Warn("state_dir: the number of the last start cannot be read, going on from the Unix time; delete the file if this comes again",
+			"file", file, "err", err)
 	}
-	n, _ := strconv.ParseUint(strings.TrimSpace(string(last)), 10, 63) // a damaged file starts over
-	n++
+	n := max(last+1, uint64(max(0, now.Unix())))
 	if err := writeFile(file, strconv.FormatUint(n, 10)+"\n"); err != nil {
-		return 0, fmt.Errorf("state_dir: %w; choose a directory this user may write", err)
+		log.Warn("state_dir: the number of this start cannot be kept; free space there, or make it writable for this user",
+			"file", file, "err", err)
 	}
-	return n, nil
+	return n
 }
 
 // writeFile replaces a file such that a power cut leaves the old or the new one.
@@ -132,5 +147,12 @@ func writeFile(name, text string) error {
 	if err := errors.Join(f.Sync(), f.Close()); err != nil {
 		return err
 	}
-	return os.Rename(f.Name(), name)
+	if err := os.Rename(f.Name(), name); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(name))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close()) // the new name, too
 }
