@@ -45,6 +45,7 @@ func (r *report) decodeEnviron(environ []string, cfg *Config) {
 			continue
 		}
 		r.given[field] = at
+		r.noteChoice(reflect.ValueOf(cfg).Elem(), field, at)
 		v := settable(reflect.ValueOf(cfg).Elem(), field)
 		if v.Kind() == reflect.Pointer {
 			v = allocated(v)
@@ -52,6 +53,24 @@ func (r *report) decodeEnviron(environ []string, cfg *Config) {
 		if err := setScalar(v, text); err != nil {
 			r.refuse(field, "%v", err)
 		}
+	}
+}
+
+// noteChoice says of a section that only a variable gives where it is: there. So
+// is what its presence breaks, as a choice among alternatives.
+func (r *report) noteChoice(v reflect.Value, field string, at position) {
+	section := ""
+	for key := range strings.SplitSeq(field, ".") {
+		if v.Kind() == reflect.Pointer {
+			if v.IsNil() {
+				r.given[section] = at
+				r.chosen[parent(section)] = at
+				return
+			}
+			v = v.Elem()
+		}
+		_, i, _ := fieldNamed(v.Type(), key)
+		v, section = v.Field(i), child(section, key)
 	}
 }
 

@@ -61,6 +61,9 @@ func TestEnvironmentMistakes(t *testing.T) {
 		{"GANGLION_MQTT_EXTERNAL_PASSWORD", "planted", "GANGLION_MQTT_EXTERNAL_PASSWORD: unknown variable; did you mean GANGLION_MQTT_EXTERNAL_PASSWORD_FILE?"},
 		{"GANGLION_IDENTITY_SHARED_SECRET_SECRET_FILE", "open.secret", "GANGLION_IDENTITY_SHARED_SECRET_SECRET_FILE: identity.shared_secret.secret_file: "},
 		{"GANGLION_", "", "GANGLION_: unknown variable; unset it"},
+		{"GANGLION_IDENTITY_CA_VALIDITY", "720h", "GANGLION_IDENTITY_CA_VALIDITY: identity.ca: this version mints no certificates"},
+		{"GANGLION_IDENTITY_SHARED_SECRET_KEY", "nhp_a", "GANGLION_IDENTITY_SHARED_SECRET_KEY: identity.shared_secret.secret_file: found nothing"},
+		{"GANGLION_MQTT_EXTERNAL_USERNAME", "gateway", "GANGLION_MQTT_EXTERNAL_USERNAME: mqtt.external.url: found nothing"},
 	} {
 		t.Run(tt.variable, func(t *testing.T) {
 			_, err := loadText(site(t), minimal, tt.variable+"="+tt.text)
@@ -75,11 +78,27 @@ func TestEnvironmentMistakes(t *testing.T) {
 	}
 }
 
-// Two alternatives are told of also when one of them is in the environment.
+// Two alternatives are told of also when one of them is in the environment, and
+// by the name of the variable that made them two.
 func TestEnvironmentAlternative(t *testing.T) {
-	_, err := loadText(site(t), minimal, "GANGLION_IDENTITY_SHARED_SECRET_KEY=nhp_a", "GANGLION_IDENTITY_SHARED_SECRET_SECRET_FILE=product.secret")
-	if err == nil || !strings.Contains(err.Error(), "found directory and shared_secret") {
-		t.Errorf("got %v", err)
+	for _, tt := range []struct {
+		file    string
+		environ []string
+		want    string
+	}{
+		{minimal, []string{"GANGLION_IDENTITY_SHARED_SECRET_KEY=nhp_a", "GANGLION_IDENTITY_SHARED_SECRET_SECRET_FILE=product.secret"},
+			"GANGLION_IDENTITY_SHARED_SECRET_KEY: identity: found directory and shared_secret; "},
+		{minimal + "mqtt:\n  embedded: {max_devices: 5}\n", []string{"GANGLION_MQTT_PREFIX=lab", "GANGLION_MQTT_EXTERNAL_URL=mqtt://127.0.0.1:1883"},
+			"GANGLION_MQTT_EXTERNAL_URL: mqtt: found embedded and external; "},
+		{minimal + "mqtt:\n  external: {url: 'mqtt://127.0.0.1:1883'}\n", []string{"GANGLION_MQTT_EMBEDDED_MAX_DEVICES=5"},
+			"GANGLION_MQTT_EMBEDDED_MAX_DEVICES: mqtt: found embedded and external; "},
+		{minimal + "mqtt:\n  external: {url: 'mqtt://127.0.0.1:1883'}\n  embedded: {max_devices: 5}\n", []string{"GANGLION_MQTT_EXTERNAL_USERNAME=a"},
+			"g.yaml:2:1: mqtt: found embedded and external; "},
+	} {
+		_, err := loadText(site(t), tt.file, tt.environ...)
+		if err == nil || !strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("got  %v\nwant %s", err, tt.want)
+		}
 	}
 }
 

@@ -90,10 +90,14 @@ type report struct {
 	given map[string]position // by field
 	found []foundMistake
 	wrong map[string]bool // the fields of found
+
+	// chosen are the variables that gave a section of their own, by the section
+	// around it, which they may have made to hold one too many.
+	chosen map[string]position
 }
 
 func newReport(file string) *report {
-	return &report{file: file, given: map[string]position{}, wrong: map[string]bool{}}
+	return &report{file: file, given: map[string]position{}, chosen: map[string]position{}, wrong: map[string]bool{}}
 }
 
 type foundMistake struct {
@@ -103,8 +107,8 @@ type foundMistake struct {
 
 // refuse notes a mistake at the field, or where the section that lacks it is.
 func (r *report) refuse(field, format string, args ...any) {
-	at, section := position{}, field
-	for section != "" {
+	at, section := r.chosen[field], field
+	for section != "" && at == (position{}) {
 		if p, ok := r.given[section]; ok {
 			at = p
 			break
