@@ -22,7 +22,9 @@ type Directory struct{ path string }
 
 var _ Source = (*Directory)(nil)
 
-// NewDirectory is a Directory at path, which is looked at only when asked.
+// NewDirectory is a Directory at path, which is looked at only when asked. It
+// cannot hold devices x and x-key both: x-key.pem would be the key of one and
+// the certificate of the other.
 func NewDirectory(path string) *Directory { return &Directory{path: path} }
 
 // Credentials reads and checks the two files of device.
