@@ -37,9 +37,12 @@ type ExternalConfig struct {
 	TLS      *tls.Config // for mqtts; nil is the system's roots
 	Will     Message     // published by the broker, retained, when the gateway is lost; without a Name there is none
 	Log      *slog.Logger
-	// OnGateway is called, in order, with every message on <prefix>/gateway:
-	// the gateway's own and any other's. It must not block.
-	OnGateway func(payload []byte)
+	// OnGateway hears what is said on <prefix>/gateway, the gateway's own words
+	// included: once after each connect, with live false, what is retained
+	// there, or nil when nothing came within 1 s of the subscription; and then,
+	// live, what is published. What was published while this client was away is
+	// not repeated. It must not block.
+	OnGateway func(payload []byte, live bool)
 	// Dial replaces [net.Dialer.DialContext].
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 }
@@ -62,7 +65,9 @@ type ExternalConfig struct {
 // A queue of 1024 commands, 64 of them for one device, waits for the broker;
 // further ones are dropped. Retained messages coalesce by topic. A command is
 // sent only while its device is present and it has not expired; unacknowledged
-// messages are published again after a reconnect under the same rules.
+// messages are published again after a reconnect under the same rules. A
+// message on the will's topic is for this connection only: after another the
+// will may have been published, or somebody else's word.
 type External struct {
 	c      ExternalConfig
 	broker *url.URL // with a port
@@ -72,7 +77,6 @@ type External struct {
 	mu       sync.Mutex // guards what follows; never held over a call to a Handler or to paho
 	queue    externalQueue
 	online   map[string]struct{}
-	gateway  externalItem // the last message retained on the will's topic, published again after each connect
 	dropped  map[string]uint64
 	linked   bool // connected and subscribed
 	conflict bool // somebody else uses the client id
@@ -192,7 +196,7 @@ func (e *External) add(it externalItem) error {
 		return ErrTopic
 	case len(it.topic)+len(it.Payload)+16 > externalMaxPacket: // 16: the rest of a PUBLISH, rounded up
 		return ErrTooLarge
-	case e.closed, it.qos == 0 && !it.Retain && !e.linked:
+	case e.closed, !e.linked && (it.qos == 0 && !it.Retain || e.will(it)):
 		return ErrOffline
 	}
 	now := time.Now()
@@ -208,9 +212,6 @@ func (e *External) add(it externalItem) error {
 	}
 	if err != nil {
 		return err
-	}
-	if it.Retain && it.topic == e.c.Of(e.c.Will) {
-		e.gateway = it
 	}
 	select {
 	case e.wake <- struct{}{}:
@@ -254,17 +255,18 @@ func (e *External) Health() Health {
 	return Health{Err: e.err, Devices: len(e.online), Dropped: maps.Clone(e.dropped)}
 }
 
-// linkUp notes that the broker serves us, and says again what its publication
-// of our will has overwritten.
+// will reports whether it is on the topic of our will.
+func (e *External) will(it externalItem) bool {
+	return e.c.Will.Name != "" && it.topic == e.c.Of(e.c.Will)
+}
+
+// linkUp notes that the broker serves us.
 func (e *External) linkUp() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.linked = true
 	if !e.conflict {
 		e.err = nil
-	}
-	if e.gateway.topic != "" {
-		e.queue.back(e.gateway)
 	}
 }
 
@@ -275,13 +277,15 @@ func (e *External) settled() {
 	e.conflict, e.err = false, nil
 }
 
-// linkDown keeps what was sent and not acknowledged, oldest first.
+// linkDown keeps what was sent and not acknowledged, oldest first, without what
+// is for this connection only.
 func (e *External) linkDown(unacked []externalItem) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.linked = false
+	e.queue.drop(e.c.Of(e.c.Will))
 	for i := len(unacked) - 1; i >= 0; i-- {
-		if unacked[i].qos == 0 {
+		if unacked[i].qos == 0 || e.will(unacked[i]) {
 			e.dropped["offline"]++
 			continue
 		}

@@ -25,7 +25,7 @@ import (
 )
 
 // While the broker is away state coalesces and commands wait for as long as
-// they are worth; afterwards the gateway says again that it is there.
+// they are worth.
 func TestExternalBrokerAway(t *testing.T) {
 	bubble(t, func(t *testing.T, s *site, g *gateway, r *recorder) {
 		must := func(want error, m mqtt.Message) {
@@ -34,7 +34,6 @@ func TestExternalBrokerAway(t *testing.T) {
 				t.Errorf("publish %s %s: %v, want %v", m.Name, m.Payload, err, want)
 			}
 		}
-		must(nil, mqtt.Message{Name: "gateway", Payload: []byte("online"), Retain: true})
 		s.publish("nh/d1/up/online", "1", true)
 		s.stop()
 		within(t, time.Minute, "loss noticed", func() bool { return g.Health().Err != nil })
@@ -68,7 +67,7 @@ func TestExternalBrokerAway(t *testing.T) {
 		}
 		g.up(t)
 		synctest.Wait()
-		if want := []string{"nh/gateway online", "nh/d1/down/reboot 2", "nh/d1/down/link 1999"}; !slices.Equal(got, want) {
+		if want := []string{"nh/d1/down/reboot 2", "nh/d1/down/link 1999"}; !slices.Equal(got, want) {
 			t.Errorf("published %q, want %q", got, want)
 		}
 		r.want(t, "online d1")
@@ -92,9 +91,6 @@ func TestExternalConnectionLost(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T, s *site, g *gateway, r *recorder) {
-				if err := g.Publish(mqtt.Message{Name: "gateway", Payload: []byte("online"), Retain: true}); err != nil {
-					t.Error(err)
-				}
 				s.publish("nh/d1/up/online", "1", true)
 				s.publish("nh/d2/up/online", "1", true)
 				tt.cut(s.net())
@@ -106,7 +102,6 @@ func TestExternalConnectionLost(t *testing.T) {
 					t.Errorf("%d devices while the broker is away, want 2", n)
 				}
 				within(t, 5*time.Second, "connected again", func() bool { return g.Health().Err == nil })
-				within(t, time.Second, "will overwritten", func() bool { p, _ := s.retained("nh/gateway"); return p == "online" })
 				r.want(t, "online d1", "online d2", "received d1 status while away", "offline d2")
 			})
 		})

@@ -71,9 +71,7 @@ func (l *externalLink) handle(m paho.Message, large bool) error {
 	device, name, ok := e.c.Up(topic)
 	switch {
 	case topic == e.c.Prefix+"/gateway":
-		if e.c.OnGateway != nil && !large {
-			e.c.OnGateway(m.Payload())
-		}
+		l.overhear(m, large)
 	case !ok:
 		e.count("bad_topic")
 	case m.Retained() && name != "online":
@@ -88,6 +86,46 @@ func (l *externalLink) handle(m paho.Message, large bool) error {
 		return l.received(device, name, m)
 	}
 	return nil
+}
+
+// overhear passes on a word on <prefix>/gateway. One that comes at more than
+// QoS 0 was kept for an earlier subscription.
+func (l *externalLink) overhear(m paho.Message, large bool) {
+	if large || m.Qos() > 0 {
+		return
+	}
+	w := externalWord{m.Payload(), m.Retained()}
+	select {
+	case l.said <- w:
+	default:
+		select {
+		case <-l.said:
+		default:
+		}
+		l.said <- w // nobody else adds
+	}
+}
+
+// hear tells OnGateway of w. One without the retain flag that comes before the
+// retained one may be older, if the broker keeps QoS 0 too, so it counts only
+// if nothing is retained.
+func (l *externalLink) hear(w externalWord) {
+	switch {
+	case w.retained:
+		l.look(w.payload)
+	case !l.looked:
+		l.unsure = w.payload
+	case l.e.c.OnGateway != nil:
+		l.e.c.OnGateway(w.payload, true)
+	}
+}
+
+// look tells OnGateway, once, what is retained.
+func (l *externalLink) look(payload []byte) {
+	if !l.looked && l.e.c.OnGateway != nil {
+		l.e.c.OnGateway(payload, false)
+	}
+	l.looked, l.unsure = true, nil
 }
 
 func (l *externalLink) received(device, name string, m paho.Message) error {

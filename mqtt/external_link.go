@@ -20,6 +20,8 @@ const (
 	externalWindow    = 32               // messages published and not acknowledged by the broker
 	externalAcks      = 1<<16 - 1        // messages accepted and not yet acknowledged: every packet identifier
 	externalClears    = 1024             // clearings under way
+	externalLook      = time.Second      // from the SUBACK to what is retained on <prefix>/gateway, or nothing is
+	externalSaid      = 16               // messages on <prefix>/gateway not yet heard; the oldest give way
 )
 
 // externalLink is one connection to the broker, from CONNECT to its end. A
@@ -39,9 +41,13 @@ type externalLink struct {
 	mu      sync.Mutex    // guards acks
 	acks    []byte        // PUBACKs, and PUBRECs, to be written
 
+	said chan externalWord // what the router has heard on <prefix>/gateway
+
 	// Owned by run.
-	sent []externalSent // oldest first
-	gone bool           // lost was heard
+	sent   []externalSent // oldest first
+	gone   bool           // lost was heard
+	looked bool           // OnGateway knows what is retained
+	unsure []byte         // heard before that
 
 	// Owned by paho's router, which calls receive.
 	publishes uint64              // how many came
@@ -54,6 +60,12 @@ type externalSent struct {
 	token paho.Token
 }
 
+// externalWord is a message on <prefix>/gateway.
+type externalWord struct {
+	payload  []byte
+	retained bool
+}
+
 // serve connects once and serves the connection until it ends. up is how long
 // the broker had let us in, 0 for not at all.
 func (e *External) serve(ctx context.Context, h Handler) (up time.Duration, err error) {
@@ -64,7 +76,7 @@ func (e *External) serve(ctx context.Context, h Handler) (up time.Duration, err 
 	l := &externalLink{
 		e: e, h: h, ctx: ctx, conn: conn,
 		flush: make(chan struct{}), lost: make(chan error, 1), refused: make(chan error, 1),
-		ackWake: make(chan struct{}, 1), cleared: map[string]struct{}{},
+		ackWake: make(chan struct{}, 1), cleared: map[string]struct{}{}, said: make(chan externalWord, externalSaid),
 	}
 	l.client = paho.NewClient(l.options())
 	stop := context.AfterFunc(ctx, func() { conn.end(ctx.Err()) })
@@ -132,9 +144,11 @@ func (l *externalLink) run(session bool) (up time.Duration, err error) {
 // every connection: the broker may have lost our session, and answers with
 // what is retained (§3.8.4-3). A refusal is tried again twice: there are
 // brokers (mochi) that refuse the packet identifier of a delivery not yet
-// acknowledged, and those are being acknowledged meanwhile.
+// acknowledged, and those are being acknowledged meanwhile. The gateway's own
+// topic is asked for at QoS 0, which no broker has to keep for us while we are
+// away (§3.1.2.4): an old word would be taken for a new one.
 func (l *externalLink) subscribe() error {
-	filters := map[string]byte{l.e.c.Prefix + "/+/up/#": 1, l.e.c.Prefix + "/gateway": 1}
+	filters := map[string]byte{l.e.c.Prefix + "/+/up/#": 1, l.e.c.Prefix + "/gateway": 0}
 	l.conn.filters.Store(int32(len(filters)))
 	for try := 0; ; try++ {
 		token := l.client.SubscribeMultiple(filters, nil).(*paho.SubscribeToken)
@@ -186,6 +200,8 @@ func (l *externalLink) wait(done <-chan struct{}, limit time.Duration) error {
 func (l *externalLink) pump() error {
 	settled := time.NewTimer(externalSettled)
 	defer settled.Stop()
+	look := time.NewTimer(externalLook)
+	defer look.Stop()
 	defer context.AfterFunc(l.ctx, func() {
 		l.e.close()
 		time.AfterFunc(externalFlush, func() { close(l.flush) })
@@ -205,6 +221,10 @@ func (l *externalLink) pump() error {
 			}
 			l.sent = l.sent[1:]
 		case <-l.e.wake:
+		case w := <-l.said:
+			l.hear(w)
+		case <-look.C:
+			l.look(l.unsure)
 		case <-settled.C:
 			l.e.settled()
 		case err := <-l.refused:

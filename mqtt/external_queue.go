@@ -69,6 +69,13 @@ func (q *externalQueue) pop() (externalItem, bool) {
 	return q.remove(el), true
 }
 
+// drop takes out what is retained on topic.
+func (q *externalQueue) drop(topic string) {
+	if el := q.states[topic]; el != nil {
+		q.remove(el)
+	}
+}
+
 // sweep takes out what has expired, and counts it.
 func (q *externalQueue) sweep(now time.Time) (expired uint64) {
 	for el := q.items.Front(); el != nil; {

@@ -1,6 +1,8 @@
 package mqtt_test
 
 import (
+	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -116,22 +118,46 @@ func TestExternalLargeMessage(t *testing.T) {
 	})
 }
 
+// What is said about gateways is heard as it is, once per connection, and then
+// as it is said; never what was said to an absent one.
 func TestExternalGateway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite(t)
 		var said []string
 		c := s.config()
-		c.OnGateway = func(payload []byte) { said = append(said, string(payload)) }
-		s.publish("nh/gateway", "other online", true)
+		c.OnGateway = func(payload []byte, live bool) { said = append(said, fmt.Sprintf("%s %t", payload, live)) }
+		want := func(want ...string) {
+			t.Helper()
+			synctest.Wait()
+			if !slices.Equal(said, want) {
+				t.Errorf("heard %q, want %q", said, want)
+			}
+			said = nil
+		}
 		g := run(t, external(t, c), new(recorder))
 		g.up(t)
+		want()
+		time.Sleep(2 * time.Second)
+		want(" false")
+		if err := g.Publish(mqtt.Message{Name: "gateway", Payload: []byte("me"), Retain: true}); err != nil {
+			t.Error(err)
+		}
+		want("me true")
+		s.net().Drop() // and the will is published
+		within(t, time.Second, "loss noticed", func() bool { return g.Health().Err != nil })
+		if err := g.Publish(mqtt.Message{Name: "gateway", Payload: []byte("me"), Retain: true}); !errors.Is(err, mqtt.ErrOffline) {
+			t.Errorf("a word for another connection: %v", err)
+		}
+		g.up(t)
+		want("offline false")
+		g.stop(t)
+		s.publish("nh/gateway", "other online", true)
 		s.publish("nh/gateway", "other offline", true)
-		s.net().Drop()
-		time.Sleep(5 * time.Second)
+		g = run(t, external(t, c), new(recorder))
+		g.up(t)
+		time.Sleep(2 * time.Second)
+		want("other offline false")
 		g.stop(t)
 		s.stop()
-		if want := []string{"other online", "other offline", "offline", "offline"}; !slices.Equal(said, want) {
-			t.Errorf("heard %q, want %q", said, want) // the will, live and then retained
-		}
 	})
 }

@@ -4,6 +4,7 @@
 package gateway
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -44,8 +45,7 @@ type Gateway struct {
 	bus   mqtt.Bus
 	fleet *bridge.Fleet
 	web   *web.Server   // nil when it is off
-	rival chan string   // 1; the id of another gateway with our prefix
-	lost  chan struct{} // 1; the broker has published our will
+	words chan siteWord // 16; from a foreign broker
 }
 
 // New opens the listeners of a valid configuration and puts the parts together;
@@ -57,7 +57,7 @@ func New(c Config, o Options) (*Gateway, error) {
 	if o.Listen == nil {
 		o.Listen = net.Listen
 	}
-	g := &Gateway{cfg: c, opt: o, log: o.Log, rival: make(chan string, 1), lost: make(chan struct{}, 1)}
+	g := &Gateway{cfg: c, opt: o, log: o.Log, words: make(chan siteWord, 16)}
 	var err error
 	if g.boot, err = countBoot(c.StateDir); err != nil {
 		return nil, err
@@ -101,7 +101,7 @@ func (g *Gateway) newBus() (mqtt.Bus, error) {
 		return nil, err
 	}
 	return mqtt.NewExternal(mqtt.ExternalConfig{Topics: topics, URL: e.URL, ClientID: e.ClientID, Username: e.Username,
-		Password: string(e.Password), TLS: tls, Log: g.log, Will: g.presence("offline"), OnGateway: g.sawGateway, Dial: g.opt.MQTTDial})
+		Password: string(e.Password), TLS: tls, Log: g.log, Will: g.presence("offline"), OnGateway: g.heard, Dial: g.opt.MQTTDial})
 }
 
 // Fleet is for those who watch.
@@ -135,24 +135,64 @@ func (g *Gateway) presence(state string) mqtt.Message {
 	return mqtt.Message{Name: "gateway", Payload: b, Retain: true}
 }
 
-// sawGateway notices, on a foreign broker, that our will was published while the
-// connection was lost, and a second gateway with our prefix: both would speak
-// for the same devices.
-func (g *Gateway) sawGateway(payload []byte) {
-	var p struct{ State, ID string }
-	switch err := json.Unmarshal(payload, &p); {
-	case err != nil:
-	case p.State == "offline":
-		select {
-		case g.lost <- struct{}{}:
-		default: // one is enough
-		}
-	case p.State == "online" && p.ID != g.cfg.ID:
-		select {
-		case g.rival <- p.ID:
-		default:
-		}
+// A siteWord is what <prefix>/gateway says on a foreign broker: retained there
+// when we connected, or live since.
+type siteWord struct {
+	payload []byte
+	live    bool
+}
+
+// heard takes a word from the Bus to Run. When Run has ended nobody listens.
+func (g *Gateway) heard(payload []byte, live bool) {
+	select {
+	case g.words <- siteWord{payload, live}:
+	default:
 	}
+}
+
+// A claim is a gateway's to its prefix on a foreign broker, where another would
+// speak for the same devices: the one that is there first stays. After each
+// connect a gateway looks before it announces itself, and stops if another is
+// online: who lost the connection meanwhile is the newcomer. Two that looked at
+// the same time hear both announcements in the broker's order, and the second
+// stops.
+type claim struct {
+	id     string
+	online []byte // our announcement
+	said   bool   // on this connection, or found retained
+	here   bool   // and the broker has repeated it
+}
+
+// A verdict is what a word calls for.
+type verdict int
+
+const (
+	stay     verdict = iota
+	announce         // say that we are there
+	giveWay          // stop: another is there
+	warn             // another came after us and is to stop; what it says in the end has us announce again
+)
+
+// judge decides about w; rival is the other's id, if there is one.
+func (c *claim) judge(w siteWord) (v verdict, rival string) {
+	var p struct{ State, ID string }
+	_ = json.Unmarshal(w.payload, &p) // what is not ours to read says nothing of a gateway
+	if !w.live {
+		c.said, c.here = false, false
+	}
+	switch {
+	case bytes.Equal(w.payload, c.online):
+		c.said, c.here = true, true
+		return stay, ""
+	case p.State == "online" && p.ID != c.id && c.here:
+		return warn, p.ID
+	case p.State == "online" && p.ID != c.id:
+		return giveWay, p.ID
+	case p.State == "offline", len(w.payload) == 0, !w.live:
+		c.said = true
+		return announce, "" // our will, or another's end, was said over us
+	}
+	return stay, ""
 }
 
 // Run serves until ctx ends, and then takes the gateway down in order; it
@@ -165,21 +205,27 @@ func (g *Gateway) Run(ctx context.Context) error {
 	parts.start("broker", 2*time.Second, func(ctx context.Context) error { return g.bus.Run(ctx, g.fleet) })
 	parts.start("sessions", 1500*time.Millisecond, g.fleet.Run)
 	g.serving(ctx)
-	g.announce()
+	own := claim{id: g.cfg.ID, online: g.presence("online").Payload}
+	if g.cfg.MQTT.Embedded != nil {
+		own.said = true // nobody else speaks on our own broker
+		g.announce()
+	}
 	g.ready()
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
-		case <-g.lost:
-			g.announce()
-		case id := <-g.rival:
-			stop(fmt.Errorf("gateway %q is online under mqtt.prefix %q too; give each its own prefix", id, g.cfg.MQTT.Prefix))
+		case w := <-g.words:
+			if err := g.answer(own.judge(w)); err != nil {
+				stop(err)
+			}
 		}
 	}
 	// Sessions first, while the devices' publishes are no longer taken; then the
 	// devices are told, and disconnected.
 	parts.stop("sessions")
-	g.bus.Publish(g.presence("offline"))
+	if own.said { // or it would be said of another
+		g.bus.Publish(g.presence("offline"))
+	}
 	parts.stop("broker")
 	parts.stop("web")
 	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
@@ -200,6 +246,19 @@ func (g *Gateway) serving(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// answer does what a verdict says; its error ends the gateway.
+func (g *Gateway) answer(v verdict, rival string) error {
+	switch v {
+	case announce:
+		g.announce()
+	case warn:
+		g.log.Warn("another gateway came online under our prefix, and has to stop", "id", rival, "prefix", g.cfg.MQTT.Prefix)
+	case giveWay:
+		return fmt.Errorf("gateway %q is online under mqtt.prefix %q too; give each its own prefix", rival, g.cfg.MQTT.Prefix)
+	}
+	return nil
 }
 
 // announce says on <prefix>/gateway that the gateway is there.
