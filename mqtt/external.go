@@ -54,7 +54,10 @@ type ExternalConfig struct {
 // will; any other live publish proves presence too. An older connection's will
 // may come when a device takes over from itself: Offline, then Online. While
 // the broker is away nothing is known and nobody goes offline; the retained
-// topics tell afterwards. A device that sets no will is never Offline.
+// topics tell afterwards. If the broker then has lost our session, and with it
+// perhaps the wills, whoever has no retained up/online and has said nothing
+// 10 s after the subscription is Offline. Otherwise a device that sets no will
+// is never Offline.
 //
 // What Received refuses with ErrBusy is lost, Refused and counted. What it
 // refuses otherwise at QoS 1 stays unacknowledged, as does all that comes after
@@ -77,6 +80,7 @@ type External struct {
 	mu       sync.Mutex // guards what follows; never held over a call to a Handler or to paho
 	queue    externalQueue
 	online   map[string]struct{}
+	doubted  map[string]struct{} // of online, those not heard of since the broker lost our session
 	dropped  map[string]uint64
 	linked   bool // connected and subscribed
 	conflict bool // somebody else uses the client id
@@ -109,7 +113,7 @@ func NewExternal(c ExternalConfig) (*External, error) {
 	}
 	return &External{
 		c: c, broker: broker, log: c.Log, wake: make(chan struct{}, 1),
-		queue: newExternalQueue(), online: map[string]struct{}{}, dropped: map[string]uint64{},
+		queue: newExternalQueue(), online: map[string]struct{}{}, doubted: map[string]struct{}{}, dropped: map[string]uint64{},
 		err: fmt.Errorf("%w yet", ErrOffline),
 	}, nil
 }
@@ -323,6 +327,7 @@ func (e *External) count(reason string) {
 func (e *External) arrive(device string) (fresh, ok bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	delete(e.doubted, device)
 	if _, known := e.online[device]; known {
 		return false, true
 	}
@@ -340,6 +345,7 @@ func (e *External) leave(device string) bool {
 	defer e.mu.Unlock()
 	_, known := e.online[device]
 	delete(e.online, device)
+	delete(e.doubted, device)
 	return known
 }
 

@@ -3,6 +3,8 @@ package mqtt
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	paho "github.com/eclipse/paho.mqtt.golang"
 )
@@ -67,6 +69,8 @@ func (l *externalLink) receive(_ paho.Client, m paho.Message) {
 
 // handle tells the Handler what m says. An error leaves m unacknowledged.
 func (l *externalLink) handle(m paho.Message, large bool) error {
+	l.turn.Lock()
+	defer l.turn.Unlock()
 	e, topic := l.e, m.Topic()
 	device, name, ok := e.c.Up(topic)
 	switch {
@@ -190,4 +194,26 @@ func (l *externalLink) echo(topic string) bool {
 	_, ours := l.cleared[topic]
 	delete(l.cleared, topic)
 	return ours
+}
+
+// doubt notes that the broker has lost our session, and may have lost what was
+// retained: whoever is there has to say so.
+func (e *External) doubt() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.doubted = maps.Clone(e.online)
+}
+
+// giveUp takes those for gone who are still in doubt.
+func (l *externalLink) giveUp() {
+	l.turn.Lock()
+	defer l.turn.Unlock()
+	l.e.mu.Lock()
+	gone := slices.Sorted(maps.Keys(l.e.doubted))
+	l.e.mu.Unlock()
+	for _, device := range gone {
+		if l.e.leave(device) {
+			l.h.Offline(device)
+		}
+	}
 }

@@ -21,6 +21,7 @@ const (
 	externalAcks      = 1<<16 - 1        // messages accepted and not yet acknowledged: every packet identifier
 	externalClears    = 1024             // clearings under way
 	externalLook      = time.Second      // from the SUBACK to what is retained on <prefix>/gateway, or nothing is
+	externalDoubt     = 10 * time.Second // from the SUBACK to the last retained up/online, or a device's return to the broker
 	externalSaid      = 16               // messages on <prefix>/gateway not yet heard; the oldest give way
 )
 
@@ -42,6 +43,7 @@ type externalLink struct {
 	acks    []byte        // PUBACKs, and PUBRECs, to be written
 
 	said chan externalWord // what the router has heard on <prefix>/gateway
+	turn sync.Mutex        // guards the order of what h is told of a device; never held while waiting
 
 	// Owned by run.
 	sent   []externalSent // oldest first
@@ -116,6 +118,9 @@ func (l *externalLink) run(session bool) (up time.Duration, err error) {
 	start := time.Now()
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() { defer close(stopped); l.acknowledge(stop) }()
+	if !session {
+		l.e.doubt()
+	}
 	doing := "subscribe: "
 	if err = l.subscribe(); err == nil {
 		l.e.log.Info("connected to the broker", "broker", l.e.broker.Redacted(), "session", session)
@@ -202,6 +207,8 @@ func (l *externalLink) pump() error {
 	defer settled.Stop()
 	look := time.NewTimer(externalLook)
 	defer look.Stop()
+	doubt := time.NewTimer(externalDoubt)
+	defer doubt.Stop()
 	defer context.AfterFunc(l.ctx, func() {
 		l.e.close()
 		time.AfterFunc(externalFlush, func() { close(l.flush) })
@@ -225,6 +232,8 @@ func (l *externalLink) pump() error {
 			l.hear(w)
 		case <-look.C:
 			l.look(l.unsure)
+		case <-doubt.C:
+			l.giveUp()
 		case <-settled.C:
 			l.e.settled()
 		case err := <-l.refused:
