@@ -146,14 +146,11 @@ func TestExternalGatewayKept(t *testing.T) {
 			tell(conn, "nh/gateway", "retained", 0, true)
 			tell(conn, "nh/gateway", "new", 0, false)
 		})
-		var said []string
+		said := new(recorder)
 		g := run(t, external(t, mqtt.ExternalConfig{Topics: mqtt.Topics{Prefix: "nh"}, URL: "mqtt://b", ClientID: "g", Dial: l.Dial,
-			OnGateway: func(payload []byte, live bool) { said = append(said, fmt.Sprintf("%s %t", payload, live)) }}), new(recorder))
+			OnGateway: func(payload []byte, live bool) { said.note("%s %t", payload, live) }}), new(recorder))
 		time.Sleep(5 * time.Second)
-		synctest.Wait()
-		if want := []string{"retained false", "new true"}; !slices.Equal(said, want) {
-			t.Errorf("heard %q, want %q", said, want)
-		}
+		said.want(t, "retained false", "new true")
 		g.stop(t)
 		l.Close()
 	})

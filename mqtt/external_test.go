@@ -2,7 +2,6 @@ package mqtt_test
 
 import (
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -123,16 +122,15 @@ func TestExternalLargeMessage(t *testing.T) {
 func TestExternalGateway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite(t)
-		var said []string
+		said := new(recorder)
 		c := s.config()
-		c.OnGateway = func(payload []byte, live bool) { said = append(said, fmt.Sprintf("%s %t", payload, live)) }
+		c.OnGateway = func(payload []byte, live bool) { said.note("%s %t", payload, live) }
 		want := func(want ...string) {
 			t.Helper()
-			synctest.Wait()
-			if !slices.Equal(said, want) {
-				t.Errorf("heard %q, want %q", said, want)
-			}
-			said = nil
+			said.want(t, want...)
+			said.mu.Lock()
+			defer said.mu.Unlock()
+			said.events = nil
 		}
 		g := run(t, external(t, c), new(recorder))
 		g.up(t)
