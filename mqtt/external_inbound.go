@@ -112,10 +112,10 @@ func (l *externalLink) overhear(m paho.Message, large bool) {
 
 // hear tells OnGateway of w. One without the retain flag that comes before the
 // retained one may be older, if the broker keeps QoS 0 too, so it counts only
-// if nothing is retained.
+// if nothing is retained. A retained one that comes too late is news, too.
 func (l *externalLink) hear(w externalWord) {
 	switch {
-	case w.retained:
+	case w.retained && !l.looked:
 		l.look(w.payload)
 	case !l.looked:
 		l.unsure = w.payload
