@@ -43,7 +43,7 @@ func (g *Gateway) fleetConfig() (bridge.Config, error) {
 		devices = e.MaxDevices
 	}
 	return bridge.Config{
-		URL: g.cfg.Hub.URL, Heartbeat: g.cfg.Hub.Heartbeat, Dials: g.cfg.Hub.DialsPerSecond, Devices: devices,
+		URL: g.cfg.Hub.URL, Heartbeat: g.cfg.Hub.Heartbeat, Dials: g.cfg.Hub.DialsPerSecond, Devices: devices, Prefix: g.cfg.MQTT.Prefix,
 		TLS: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}, Identity: own, NetDial: g.opt.NetDial,
 		Log: g.log, UserAgent: "ganglion/" + g.opt.Version,
 		Class: func(device string) bridge.Class {
@@ -111,22 +111,23 @@ func countBoot(dir string) (uint64, error) {
 	return nextBoot(filepath.Join(dir, "boot"), time.Now(), slog.Default()), nil
 }
 
-// nextBoot is one more than the number in file, but at least the Unix time:
-// thus it grows even when the file is lost or could not be written, and even
-// when the clock was set back.
+// nextBoot is one more than the number in file. Where that cannot be read or
+// kept it is the Unix time, which tells this start from others, too.
 func nextBoot(file string, now time.Time, log *slog.Logger) uint64 {
+	unix := uint64(max(1, now.Unix()))
 	var last uint64
 	text, err := os.ReadFile(file)
 	if err == nil {
 		last, err = strconv.ParseUint(strings.TrimSpace(string(text)), 10, 63)
 	}
+	n := last + 1
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		last = 0
+		n = unix
 		log.Warn("state_dir: the number of the last start cannot be read, going on from the Unix time; delete the file if this comes again",
 			"file", file, "err", err)
 	}
-	n := max(last+1, uint64(max(0, now.Unix())))
 	if err := writeFile(file, strconv.FormatUint(n, 10)+"\n"); err != nil {
+		n = max(n, unix)
 		log.Warn("state_dir: the number of this start cannot be kept; free space there, or make it writable for this user",
 			"file", file, "err", err)
 	}
